@@ -7,7 +7,7 @@ INSTALL := $(PYTHON) scripts/install.py
 RELEASE ?= $(shell git describe --tags --abbrev=0 HEAD^ 2>/dev/null)
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: animation errors release-check sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
+.PHONY: animation errors release-check sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed benchmark-gpu benchmark-check
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -166,6 +166,15 @@ benchmark-memory: $(VENV)/dev ## measure memory and loss of dtype, quantize, off
 
 benchmark-speed: $(VENV)/dev ## measure saved calls and loss of `speed` (minutes)
 	$(BIN)/python -m benchmarks.step_cache
+
+benchmark-gpu: $(VENV)/dev ## measure a GPU with random weights; without one, rehearse with tiny models (a quarter of an hour)
+	$(BIN)/python -m benchmarks.gpu --only pixels
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu --levers
+	$(BIN)/python -m benchmarks.gpu --only endurance
+
+benchmark-check: $(VENV)/dev ## compare speed ratios and exactness with the baseline of this machine (minutes, idle machine)
+	$(BIN)/python -m benchmarks.check
 
 benchmark-queue: $(VENV)/dev ## measure the cost of jobs in Redis, up to 1,000,000 queued ones (minutes, 4 GB of memory)
 	$(BIN)/python -m benchmarks.queue_memory

@@ -12,14 +12,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.waits import count_waits, run
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
-from img2img.domain.spec import Img2ImgSpec
-from img2img.worker.engine.engine import Engine
-from img2img.worker.engine.task import EngineTask
-from img2img.worker.images.inputs import Inputs
-from img2img.worker.pipelines.denoise import make_task_function
-from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.model import load_model
 from tests.support.models.tiny_families import tiny_flux, tiny_sd3, tiny_z_image
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.pretend_device import counting_syncs, pretend_device
@@ -32,7 +28,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[Scheduler, ...]]] = {
     "FLUX.1": (tiny_flux, FLOW),
     "Z-Image": (tiny_z_image, FLOW),
 }
-SIDE, JOBS, SHORT, LONG = 32, 2, 5, 10
+SIDE = 32
 
 
 def main() -> None:
@@ -44,43 +40,10 @@ def main() -> None:
                 config = ModelConfig(name="tiny", source=str(make(Path(folder))), dtype="float32")
                 model = load_model(config, device=str(device))
                 # The engine compares rows when it merges calls for the first time.
-                _waits(model, schedulers[0], 2)
+                run(model, schedulers[0], 2, counting_syncs, SIDE)
                 for scheduler in schedulers:
-                    short, long = _waits(model, scheduler, SHORT), _waits(model, scheduler, LONG)
-                    per_step = (long[0] - short[0]) / (long[1] - short[1])
-                    per_job = (short[0] - per_step * short[1]) / JOBS
-                    print(f"| {family} | {scheduler} | {per_step:.1f} | {per_job:.1f} |", flush=True)
-
-
-def _waits(model: Model, scheduler: Scheduler, steps: int) -> tuple[int, int]:
-    """Run jobs. Return how often the thread would wait, and the steps of all jobs."""
-    engine = Engine(slots=JOBS)
-    image = torch.rand(1, 3, SIDE, SIDE)
-    specs = [
-        Img2ImgSpec(
-            model="tiny",
-            image="0" * 64,
-            prompt=f"house {'abc'[i]} {'x' * steps}",
-            negative_prompt="blurry" if model.card.negative_prompt else "",
-            seed=i,
-            width=SIDE,
-            height=SIDE,
-            strength=1.0,
-            num_inference_steps=steps,
-            guidance_scale=3.0,
-            scheduler=scheduler,
-        )
-        for i in range(JOBS)
-    ]
-    tasks = [EngineTask(make_task_function(model, spec, Inputs(image), 0), lambda _task: None) for spec in specs]
-    engine.submit(tasks)
-    with counting_syncs() as syncs:
-        while engine.is_busy:
-            engine.step()
-    for task in tasks:
-        if task.error is not None:
-            raise task.error
-    return sum(syncs.values()), sum(task.step for task in tasks)
+                    found = count_waits(model, scheduler, counting_syncs, SIDE)
+                    print(f"| {family} | {scheduler} | {found.per_step:.1f} | {found.per_job:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

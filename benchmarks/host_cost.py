@@ -57,7 +57,7 @@ def main() -> None:
     print("\n| scheduler |" + "".join(f" us per job-step, {count} in flight |" for count in counts))
     print("|---|" + "---:|" * len(counts))
     for label, schedulers in {**{name.value: (name,) for name in options.schedulers}, "mixed": MIXED}.items():
-        cells = [_step_cost(models["sd15"], schedulers, count, options.rounds) for count in counts]
+        cells = [step_cost(models["sd15"], schedulers, count, options.rounds) for count in counts]
         print(f"| {label} |" + "".join(f" {cell:.0f} |" for cell in cells), flush=True)
 
 
@@ -71,7 +71,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _step_cost(model: Model, schedulers: tuple[Scheduler, ...], count: int, rounds: int) -> float:
+def step_cost(model: Model, schedulers: tuple[Scheduler, ...], count: int, rounds: int) -> float:
     """Return the microseconds of one step of one job."""
     short, long = (_best(model, schedulers, steps, count, rounds) for steps in (SHORT, LONG))
     return 1e6 * (long[0] - short[0]) / (long[1] - short[1])

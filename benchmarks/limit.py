@@ -15,6 +15,7 @@ from img2img.worker.engine.gate import Gate
 from img2img.worker.pipelines.model import Model
 
 SLOTS = 16
+Run = Callable[..., Any]
 # Calls of each kind that are timed; the fastest counts.
 REPEATS = 5
 
@@ -26,48 +27,64 @@ class Calls:
         self.rows, self.largest = 0, 0
         self.call: Callable[[], Any] = lambda: None
 
-    def note(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
         rows = len(tensors[0])
         self.rows += rows
         if rows > self.largest:
             self.largest, self.call = rows, lambda: run(*args, **kwargs)
 
-    def seconds(self) -> float:
-        """Return the time of all rows at the speed of the largest call."""
+    def seconds(self, wait: Callable[[], object]) -> float:
+        """Return the time of all rows at the speed of the largest call.
+
+        Args:
+            wait: returns once the device has done its work.
+        """
         self.call()
         times = []
         for _ in range(REPEATS):
+            wait()
             start = time.perf_counter()
             self.call()
+            wait()
             times.append(time.perf_counter() - start)
         return min(times) / self.largest * self.rows
 
 
-def images_per_s(model: Model, jobs: Sequence[Job]) -> float:
+def images_per_s(model: Model, jobs: Sequence[Job], slots: int = SLOTS) -> float:
     """Return the images per second if only the modules took time, each with as many rows as the engine gave it."""
     calls: defaultdict[str, Calls] = defaultdict(Calls)
-    with _recorded(calls):
-        in_engine(model, SLOTS, jobs)
-    with torch.inference_mode():
-        return len(jobs) / sum(gate.seconds() for gate in calls.values())
 
-
-@contextmanager
-def _recorded(calls: defaultdict[str, Calls]) -> Iterator[None]:
-    """Note the calls of all gates of this process."""
-    gates = [found for found in gc.get_objects() if isinstance(found, Gate)]
-    originals = [gate.run for gate in gates]
-
-    def recording(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def record(gate: Gate, run: Run) -> Run:
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls[name].note(run, args, kwargs)
+            calls[gate.name].note(run, args, kwargs)
             return run(*args, **kwargs)
 
         return call
 
+    with wrapping_gates(record):
+        in_engine(model, slots, jobs)
+    wait = waiting_for(model.device)
+    with torch.inference_mode():
+        return len(jobs) / sum(gate.seconds(wait) for gate in calls.values())
+
+
+def waiting_for(device: torch.device) -> Callable[[], object]:
+    """Return a function that waits until a device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+@contextmanager
+def wrapping_gates(wrap: Callable[[Gate, Run], Run]) -> Iterator[None]:
+    """Replace the functions of all gates of this process.
+
+    Args:
+        wrap: gets a gate and its function, and returns another function.
+    """
+    gates = [found for found in gc.get_objects() if issubclass(type(found), Gate)]
+    originals = [gate.run for gate in gates]
     for gate in gates:
-        gate.run = recording(gate.name, gate.run)
+        gate.run = wrap(gate, gate.run)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ class Img2ImgAPI(ls.LitAPI):
 
     def setup(self, device: str) -> None:  # noqa: ARG002
         torch.set_num_threads(self.threads)
-        self.stock = Stock(self.folder)
+        self.stock = Stock.from_folder(self.folder)
 
     def decode_request(self, request: dict[str, Any]) -> Job:
         return Job(Img2ImgSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))

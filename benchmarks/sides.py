@@ -1,6 +1,7 @@
 """The sides of the throughput benchmark: each takes jobs with PNGs and returns PNGs."""
 
 import base64
+import inspect
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from queue import SimpleQueue
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,6 +24,7 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from benchmarks.workload import Job
+from img2img.worker.engine import output_memory
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.png import encode_png
 from img2img.worker.pipelines.model import Model
@@ -30,14 +33,25 @@ from img2img.worker.runner import JobRunner
 
 
 class Stock:
-    """The stock diffusers pipeline, called directly."""
+    """The stock diffusers pipeline for image-to-image, called directly."""
 
-    def __init__(self, folder: str) -> None:
-        self._pipeline = AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self._scheduler = self._pipeline.scheduler
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        self._scheduler = pipeline.scheduler
+        # Pipelines that do not take the size of the image.
+        self._takes_size = "height" in inspect.signature(pipeline.__call__).parameters
+
+    @classmethod
+    def from_folder(cls, folder: str) -> "Stock":
+        """Load a pipeline in float32."""
+        return cls(AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True))
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Sizes of its modules."""
         modules = {name: self._pipeline.components[name] for name in ("unet", "vae", "text_encoder")}
-        self.parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+        return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
     def one_by_one(self, jobs: Sequence[Job]) -> list[bytes]:
         return [self.call([job])[0] for job in jobs]
@@ -46,6 +60,7 @@ class Stock:
         """Run jobs that differ only in image, prompt and seed in one pipeline call."""
         spec = jobs[0].spec
         self._pipeline.scheduler = make_scheduler(spec.scheduler, self._scheduler)
+        size = {"width": spec.width, "height": spec.height} if self._takes_size else {}
         images = self._pipeline(
             prompt=[job.spec.prompt for job in jobs],
             image=[Image.open(BytesIO(job.png)) for job in jobs],
@@ -53,12 +68,17 @@ class Stock:
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(job.spec.seed) for job in jobs],
+            **size,
         ).images
         return [encode_png(np.asarray(image), {}) for image in images]
 
 
 def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
-    """Run jobs on this project's engine as a worker does: the engine in one thread, PNG encoding in another."""
+    """Run jobs on this project's engine as a worker does: the engine in one thread, PNG encoding in another.
+
+    What gates remember of earlier calls is forgotten: another number of slots may have had the same jobs.
+    """
+    forget_outputs()
     engine = Engine(slots=slots)
     runner = JobRunner(engine)
     ended: SimpleQueue[int] = SimpleQueue()
@@ -78,6 +98,12 @@ def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
     engine.run()
     finisher.join()
     return [pngs[i] for i in range(len(jobs))]
+
+
+def forget_outputs() -> None:
+    """Forget the prompts and images that the gates of this process remember."""
+    for memory in list(output_memory._memories):
+        memory._outputs.clear()
 
 
 class LitServe:

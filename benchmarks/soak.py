@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks.eta import FIELDS
+from benchmarks.trend import slope_per_hour
 from benchmarks.workload import Job, jobs
 from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
@@ -252,15 +253,6 @@ def sample(processes: Iterable[psutil.Process], at_s: float) -> Sample:
             threads += process.num_threads()
             files += process.num_fds()
     return Sample(at_s, memory / 2**20, threads, files)
-
-
-def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of the least-squares line and its standard error. Needs at least three values."""
-    hours = np.array(at_s) / 3600
-    (slope, _), residuals, *_ = np.polyfit(hours, values, 1, full=True)
-    squares = float(residuals[0]) if len(residuals) else 0.0
-    spread = float(((hours - hours.mean()) ** 2).sum())
-    return float(slope), (squares / max(1, len(values) - 2) / spread) ** 0.5
 
 
 def _processes_of(supervisor: int) -> Mapping[str, psutil.Process]:

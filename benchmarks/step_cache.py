@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.pixels import psnr
 from img2img.demo_model.scenes import HELD_OUT_SEED, sample_scene
 from img2img.demo_model.styles import render
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--schedulers", nargs="*", type=Scheduler, help="only image-to-image with these schedulers")
     arguments = parser.parse_args()
     model = load_model(config_for("demo"), device="cpu")
-    cases = list(_cases(model, arguments.schedulers))
+    cases = list(cases_of(model, arguments.schedulers))
     exact, seconds = run(model, cases, Speed.EXACT)
     print(f"{len(cases)} jobs; `exact` took {seconds:.0f} s", flush=True)
     results = {}
@@ -113,13 +114,8 @@ def denoiser_calls(spec: DenoisingSpec) -> int:
     return spec.steps_run
 
 
-def psnr(expected: np.ndarray[Any, Any], image: np.ndarray[Any, Any]) -> float:
-    """Return the peak signal-to-noise ratio of two images of 8 bits, in dB."""
-    error = np.square(expected.astype(np.float64) - image).mean()
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
-def _cases(model: Model, schedulers: Sequence[Scheduler] | None) -> Iterator[Case]:
+def cases_of(model: Model, schedulers: Sequence[Scheduler] | None) -> Iterator[Case]:
+    """Yield the jobs of the tables: all of them, or image-to-image with some schedulers."""
     suitable = model.card.scheduler_parameters["speed"]
     size = model.card.native_size
     images = [to_tensor(render(sample_scene(HELD_OUT_SEED + index), "photo", size)) for index in range(4)]

@@ -4,6 +4,7 @@
     python -m benchmarks.throughput --model random      # its architecture with random weights
     python -m benchmarks.throughput --model FOLDER      # any diffusers folder
     python -m benchmarks.throughput --dtype bfloat16 --batch-sizes --in-flight 16     # and the engine in bfloat16
+    python -m benchmarks.throughput --speed fast turbo --batch-sizes --in-flight 16   # and with predicted steps
 
 Every side takes and returns PNGs. Sides are measured in turns, once per round; the fastest round counts, because other
 processes can only slow a side down. The images of every side are compared with those of the stock pipeline.
@@ -24,17 +25,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypedDict
 
-import numpy as np
 import torch
 
 import img2img.demo_model
 from benchmarks.limit import images_per_s
+from benchmarks.pixels import largest_difference
 from benchmarks.plot import draw
 from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
+from img2img.domain.parameters import Speed
 from img2img.worker.engine.engine import Engine
-from img2img.worker.images.png import decode_png
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runtime.allocator import configure_malloc
@@ -71,12 +72,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = _folder(options.model, stack)
-        stock, model = Stock(folder), load_model(config_for(folder), device="cpu")
+        stock, model = Stock.from_folder(folder), load_model(config_for(folder), device="cpu")
         configuration = _configuration(options, stock, model)
         _log("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
-        sides |= _variants(options, folder)
-        results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
+        sides |= _variants(options, folder) | _speeds(options, model)
+        results = {mix: measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
         for mix, sides_of_mix in results.items():
             _add_limit(sides_of_mix, images_per_s(model, jobs(mix, model.card, options.jobs, 0)))
     if options.plot:
@@ -95,9 +96,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 4, 8, 16], help="slots of the engine")
     parser.add_argument("--dtype", nargs="*", choices=("bfloat16", "float16"), default=[], help="further dtypes")
     parser.add_argument("--compile", nargs="*", choices=("regional", "full"), default=[], help="compile the denoiser")
+    parser.add_argument(
+        "--speed",
+        nargs="*",
+        type=Speed,
+        choices=(Speed.FAST, Speed.TURBO),
+        default=[],
+        help="where a scheduler takes it",
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[4, 8, 16], help="max_batch_size of LitServe")
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
-    parser.add_argument("--plot", type=Path, help="draw the results to this SVG file")
+    parser.add_argument("--plot", type=Path, help="draw the results to this SVG or PNG file")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser.parse_args()
 
@@ -149,7 +158,26 @@ def _variants(options: argparse.Namespace, folder: str) -> dict[str, Side]:
     return sides
 
 
-def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
+def _speeds(options: argparse.Namespace, model: Model) -> dict[str, Side]:
+    """Return the engine with `speed` where the scheduler of a job takes it, with the most jobs in flight."""
+    slots = max(options.in_flight)
+    takes = model.card.scheduler_parameters["speed"]
+
+    def run(speed: Speed, work: Sequence[Job]) -> list[bytes]:
+        return in_engine(
+            model,
+            slots,
+            [
+                Job(job.spec.model_copy(update={"speed": speed}), job.png) if job.spec.scheduler in takes else job
+                for job in work
+            ],
+        )
+
+    return {f"this engine, {slots} in flight, speed {speed}": partial(run, speed) for speed in options.speed}
+
+
+def measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
+    """Run the same jobs on all sides, in turns."""
     for name, side in sides.items():
         _log(f"{mix}: warming up {name}")
         side(jobs(mix, model.card, count, 0)[:WARM_UP_JOBS])
@@ -162,7 +190,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
             start = time.perf_counter()
             pngs[name] = side(round_jobs)
             seconds[name].append(time.perf_counter() - start)
-            difference = _largest_difference(pngs[name], pngs[STOCK])
+            difference = largest_difference(pngs[name], pngs[STOCK])
             differences[name] = max(differences[name], difference)
             _log(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
     return {
@@ -179,12 +207,6 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 def _add_limit(results: dict[str, Result], limit: float) -> None:
     ratio = limit / results[STOCK]["images_per_s"]
     results[LIMIT] = Result(images_per_s=limit, ratio=ratio, ratios=[], largest_difference=0)
-
-
-def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
-    """Return the largest difference of any channel of any pixel, in 1/255."""
-    pairs = zip(pngs, reference, strict=True)
-    return max(int(np.abs(np.asarray(decode_png(a), int) - np.asarray(decode_png(b), int)).max()) for a, b in pairs)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:

@@ -1,7 +1,7 @@
 """The jobs of a benchmark: the same images, prompts and parameters for every side."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,30 +42,46 @@ class Job:
     png: bytes
 
 
-def jobs(mix: str, card: ModelCard, count: int, round_number: int) -> list[Job]:
+Parameters = Callable[[random.Random], Mapping[str, Any]]
+
+
+def jobs(
+    mix: str,
+    card: ModelCard,
+    count: int,
+    round_number: int,
+    *,
+    parameters: Parameters | None = None,
+    side: int | None = None,
+) -> list[Job]:
     """Return the jobs of one round.
 
-    Rounds differ in prompts and seeds only: they cost the same, and no side has cached a prompt.
+    Rounds differ in images, prompts and seeds only: they cost the same, and no side remembers an image or a prompt.
+
+    Args:
+        parameters: returns those of a job, for models that take others than Stable Diffusion.
+        side: of the images, in pixels; default: the native size of the model.
     """
     rng = random.Random(f"{mix} {count}")
+    side = side or card.native_size
     made: list[Job] = []
     for i in range(count):
-        parameters = _mixed(rng) if mix == "mixed" else _UNIFORM
+        chosen = parameters(rng) if parameters else mixed(rng) if mix == "mixed" else UNIFORM
         prompt = f"{rng.choice(STYLES)} {rng.choice(SUBJECTS)}, image {round_number} {i}"
         spec = Img2ImgSpec(
             model=card.name,
             image="0" * 64,
             prompt=prompt,
             seed=1000 * round_number + i,
-            width=card.native_size,
-            height=card.native_size,
-            **parameters,
+            width=side,
+            height=side,
+            **chosen,
         )
-        made.append(Job(spec, encode_png(_image(i, card.native_size), {})))
+        made.append(Job(spec, encode_png(_image(1000 * round_number + i, side), {})))
     return made
 
 
-_UNIFORM: dict[str, Any] = {
+UNIFORM: dict[str, Any] = {
     "strength": 0.6,
     "num_inference_steps": 20,
     "guidance_scale": 5.0,
@@ -73,7 +89,7 @@ _UNIFORM: dict[str, Any] = {
 }
 
 
-def _mixed(rng: random.Random) -> dict[str, Any]:
+def mixed(rng: random.Random) -> dict[str, Any]:
     return {
         "strength": round(rng.uniform(0.3, 0.9), 2),
         "num_inference_steps": rng.randint(15, 30),

@@ -28,6 +28,7 @@ from ..dependencies import (
     VisibleJobs,
     VisibleJobsDep,
 )
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import batches as openapi
 from ..openapi.operations import problems
 from ..progress import batch_events
@@ -52,6 +53,7 @@ IndexCursor = Annotated[
 
 @router.post(
     "",
+    dependencies=[Depends(refuse_unknown_query)],
     status_code=202,
     operation_id="submit_batch",
     openapi_extra={"requestBody": openapi.BODY},

@@ -25,7 +25,7 @@ from ..http.request_body import (
 )
 from ..schemas.batches import BatchRequest, Hook
 from ..schemas.image_references import parse_reference
-from ..schemas.request_fields import ALPHA, FormValue, is_object, nest_form_fields
+from ..schemas.request_fields import ALPHA, REFERENCE_PATHS, FormValue, is_object, nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, MaskRequest
 from ..settings import ApiSettings
 from ..submission.batch_items import BatchItems, Combinations, Lines
@@ -154,7 +154,8 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
 
 def _is_no_file(name: str, text: str) -> bool:
     """Return whether a field that can be a file holds something else: a reference, or what to find as a mask."""
-    return bool(parse_reference(text) or text == ALPHA or (name == "mask" and is_object(text)))
+    is_reference = parse_reference(text) or text.startswith(REFERENCE_PATHS)
+    return bool(is_reference or text == ALPHA or (name == "mask" and is_object(text)))
 
 
 BatchBodyDep = Annotated[BatchBody, Depends(read_batch)]

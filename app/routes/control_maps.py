@@ -4,14 +4,15 @@ The map is made by the worker that would make it for POST /img2img: some maps ne
 previews should be the one that its job follows, byte for byte.
 """
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..schemas.responses import Job
 from ..submission.submit import JobSubmitterDep
 from .body_parser import ControlMapRequestDep
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
 
 
 @router.post(

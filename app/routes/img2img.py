@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..schemas.responses import DryRunResult, Job
 from ..submission.submit import JobSubmitterDep
 from .body_parser import RequestDep
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
 
 DryRunQuery = Annotated[
     bool, Query(description="Validate the request and return the job that it would make, without making it.")

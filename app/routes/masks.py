@@ -3,14 +3,15 @@
 It is the mask that POST /img2img would use, so that a client can look at it first.
 """
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..schemas.responses import Job
 from ..submission.submit import JobSubmitterDep
 from .body_parser import MaskRequestDep
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
 
 
 @router.post(

@@ -8,6 +8,7 @@ from img2img.domain.presigned_upload import ID
 from img2img.erasure import Eraser
 
 from ..dependencies import QueueDep, StoreDep, StoreThreadsDep
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..schemas.requests import UploadRequest
 from ..schemas.responses import Upload
@@ -15,7 +16,7 @@ from ..submission.presign import Presigner
 from ..submission.submit import REPLAYED
 from .body_parser import read_document
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], dependencies=[Depends(refuse_unknown_query)])
 
 UploadId = Annotated[str, Path(pattern=f"^{ID}$", description="The part of `image` after `/uploads/`.")]
 

@@ -1,9 +1,10 @@
 """Batches of jobs: request bodies, responses and events of `/batches`."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from img2img.domain.job_batch import MAX_JOBS, BatchCounts, BatchRecord, BatchStatus
 from img2img.domain.webhook import BatchWebhook
@@ -14,17 +15,26 @@ from .responses import Moment, WebhookDelivery
 
 EXAMPLE_BATCH_ID = "8d1b0f6c2a7e4c93b5f0d4a6e2c81937"
 
+# Names become those of files in an archive.
+FILE_NAME = r"^[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]*$"
+
+
+def _check_file_name(name: str) -> str:
+    if not re.fullmatch(FILE_NAME, name):
+        raise ValueError("Input should be a file name: not empty, without / and \\, and not with a dot at its begin")
+    return name
+
+
 BatchId = Annotated[str, Field(examples=[EXAMPLE_BATCH_ID])]
 JobName = Annotated[
     str,
-    # Names become those of files in an archive: no separators, no control characters, and no name that starts with a
-    # dot.
     Field(
-        pattern=r"^[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]*$",
         max_length=200,
+        json_schema_extra={"pattern": FILE_NAME},
         description="Names the images of the job in the archive of the results. Default: the position in the batch.",
         examples=["IMG_0001"],
     ),
+    AfterValidator(_check_file_name),
 ]
 Hook = Annotated[
     BatchWebhook | None,

@@ -38,8 +38,8 @@ ImageReference = UploadReference | ResultReference | PresignedUpload
 
 def parse_reference(text: str) -> ImageReference | None:
     """Return the reference that the text holds, if it is one."""
-    if SHA256.fullmatch(text):
-        return UploadReference(text)
+    if SHA256.fullmatch(digest := text[:65].lower()):
+        return UploadReference(digest)
     if text.startswith(PATH):
         return PresignedUpload.parse(text.removeprefix(PATH))
     result = RESULT_PATH.fullmatch(text)

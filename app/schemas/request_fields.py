@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import from_json
 
 from img2img.domain.masks import MaskQuery
-from img2img.domain.parameters import Text
+from img2img.domain.parameters import Background, Text
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
@@ -50,6 +50,12 @@ FormValue = str | bytes | list[str | bytes]
 NOT_READ = (
     "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
     "`POST /images` and give its `sha256`"
+)
+# These would be base64 by chance.
+REFERENCE_PATHS = ("/jobs/", "/uploads/")
+NO_REFERENCE = (
+    "Input should be the path of a result, `/jobs/` with an id and `/images/0`, or the `image` that `POST /uploads` "
+    "has returned"
 )
 
 
@@ -97,6 +103,8 @@ ImageBytes = Annotated[
 def parse_image_or_reference(value: object) -> bytes | ImageReference:
     """Return the bytes of an image, or a reference to a stored one."""
     reference = parse_reference(value) if isinstance(value, str) else None
+    if reference is None and isinstance(value, str) and value.startswith(REFERENCE_PATHS):
+        raise ValueError(NO_REFERENCE)
     return reference or parse_image(value)
 
 
@@ -191,14 +199,19 @@ class BackgroundPrompt(BaseModel):
     prompt: Annotated[Text, Field(description="Prompt of the new background.", examples=["a beach at sunset"])]
 
 
-def background_fields(value: object) -> object:
-    """Return the fields of a background that a form sent as JSON text. Other text is returned as it is."""
-    if not isinstance(value, str) or not is_object(value):
-        return value
-    try:
-        return _parse_json_text(value)
-    except ValueError as error:
-        raise ValueError(f"Input should be `keep`, `transparent` or a JSON object: {error}") from None
+def parse_background(value: object) -> Background | BackgroundPrompt:
+    """Return what happens to the background.
+
+    Raises:
+        ValueError: It is none of the values. Errors of an object name its fields.
+    """
+    if isinstance(value, str) and is_object(value):
+        value = _parse_json_text(value)
+    if isinstance(value, dict):
+        return BackgroundPrompt.model_validate(value, strict=True)
+    if isinstance(value, str) and value in list(Background):
+        return Background(value)
+    raise ValueError(f"Input should be {', '.join(Background)} or an object with a `prompt`")
 
 
 def check_upscale_factor(value: int) -> int:

@@ -5,7 +5,7 @@ import re
 from hashlib import sha256
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
@@ -43,7 +43,7 @@ from .request_fields import (
     ImageOrReference,
     MaskOrReference,
     UpscaleFactor,
-    background_fields,
+    parse_background,
     webhook_fields,
 )
 
@@ -123,6 +123,12 @@ class ImagePromptRequest(BaseModel):
             examples=[{"up": {"block_0": [0.0, 1.0, 0.0]}}],
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _has_one_scale(self) -> Self:
+        if self.blocks is not None and "scale" in self.model_fields_set:
+            raise ValueError("`blocks` takes the place of `scale`; leave one of the two out")
+        return self
 
 
 class RegionRequest(BaseModel):
@@ -317,7 +323,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     ] = None
     background: Annotated[
         Background | BackgroundPrompt,
-        BeforeValidator(background_fields, json_schema_input_type=Background | BackgroundPrompt),
+        PlainValidator(parse_background, json_schema_input_type=Background | BackgroundPrompt),
         Field(
             description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
             "and so has its conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and "

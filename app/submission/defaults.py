@@ -15,7 +15,7 @@ from img2img.domain.parameters import (
     Scheduler,
     Sigmas,
 )
-from img2img.domain.spec import GenerationSpec, JobSpec
+from img2img.domain.spec import ControlledSpec, GenerationSpec, JobSpec
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
@@ -122,16 +122,21 @@ def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> i
 
 
 def check_schedule(spec: JobSpec) -> None:
-    """Raise ParameterError if the schedule of `exact_steps` is longer than the scheduler can make it."""
+    """Raise ParameterError if a schedule of `exact_steps` is longer than the scheduler can make it."""
     if not isinstance(spec, GenerationSpec):
         return
+    schedules = {"exact_steps": spec.schedule_steps}
+    if isinstance(spec, ControlledSpec):
+        parts = enumerate(spec.refine)
+        schedules |= {f"refine.{index}.strength": spec.steps_of_part(part)[1] for index, part in parts}
     most = MAX_STEPS_OF.get(spec.scheduler, MAX_SCHEDULE)
-    if spec.schedule_steps > most:
-        message = (
-            f"It needs a schedule of {spec.schedule_steps} steps, and {spec.scheduler} has at most {most}: "
-            "give a higher strength, or less `num_inference_steps`"
-        )
-        raise ParameterError("exact_steps", message)
+    for field, steps in schedules.items():
+        if steps > most:
+            message = (
+                f"With `exact_steps` it needs a schedule of more than the {most} steps that {spec.scheduler} can have: "
+                "give a higher strength, or less `num_inference_steps`"
+            )
+            raise ParameterError(field, message)
 
 
 def resolve_seed(seed: int | None, num_images: int, field: str = "seed") -> int:

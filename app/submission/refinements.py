@@ -1,19 +1,34 @@
 """Checks of `refine`: whether the model can find the parts, and generate them again as the request asks."""
 
+from collections.abc import Iterable
+
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Task
+from img2img.domain.refinements import FIRST_PASS_ONLY
+from img2img.domain.requirements import OptionalParameter, requirements
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
 from .masks import check_words
 
+# Fields that not every pipeline takes, of those that act in the parts as well.
+OF_PARTS = frozenset(
+    name for name, requires in requirements(Img2ImgRequest).items() if isinstance(requires, OptionalParameter)
+).difference(FIRST_PASS_ONLY)
 
-def check_refinements(request: Img2ImgRequest, card: ModelCard) -> None:
-    """Raise ParameterError for the first entry of `refine` that the model does not support."""
+
+def check_refinements(request: Img2ImgRequest, card: ModelCard, given: Iterable[str]) -> None:
+    """Raise ParameterError for the first entry of `refine` that the model does not support.
+
+    Args:
+        given: The fields of the request that ask for something.
+    """
     if not request.refine:
         return
-    for name in ("loras", "image_prompts"):
-        if getattr(request, name) and Task.INPAINT not in card.adapter_tasks:
+    for name in given:
+        is_adapter = name in ("loras", "image_prompts")
+        tasks = card.adapter_tasks if is_adapter else card.parameters.get(name, ())
+        if (is_adapter or name in OF_PARTS) and Task.INPAINT not in tasks:
             message = f"The model {card.name} inpaints without {name}, and `refine` inpaints; leave one of the two out"
             raise ParameterError(name, message)
     for index, refinement in enumerate(request.refine):

@@ -49,6 +49,9 @@ def choose_task(request: Img2ImgRequest) -> Task:
         raise ParameterError("image", "Field required")
     for name in given:
         _check_task(name, REQUIREMENTS[name], task, given)
+    if task is Task.INPAINT and "resize" in given and "controls" not in given:
+        message = "The result has the size of `image`, and only images of `controls` are brought to it; leave it out"
+        raise ParameterError("resize", message, got=request.resize.value)
     if task is Task.CONTROL and request.strength not in (None, 1):
         raise ParameterError("strength", "Without `image` there is nothing to keep: input should be 1 or absent")
     return task
@@ -109,6 +112,11 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
         raise ParameterError("strength", message, got=request.strength)
     for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
+    if request.clip_skip > card.max_clip_skip:
+        message = (
+            f"The text encoder of the model {card.name} has fewer layers: at most {card.max_clip_skip} can be skipped"
+        )
+        raise ParameterError("clip_skip", message, got=request.clip_skip)
     _check_controls(request, card)
     _check_blocks(request, card)
     if len(request.image_prompts) > card.max_image_prompts:
@@ -120,7 +128,7 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
         raise ParameterError("images", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
     _check_embeddings(request, card)
-    check_refinements(request, card)
+    check_refinements(request, card, [name for name, _ in given_fields(request)])
 
 
 def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task, card: ModelCard) -> None:

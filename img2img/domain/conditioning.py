@@ -3,7 +3,15 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from img2img.domain.masks import MaskQuery
 
@@ -75,11 +83,35 @@ class Control(ControlWeight):
     preprocess: bool
 
 
+def _either(kinds: str) -> WrapValidator:
+    """Return a validator of a union with one error, in place of one for each of its members."""
+
+    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"Input should be {kinds}") from None
+
+    return WrapValidator(validate)
+
+
 _Scale = Annotated[float, Field(ge=0, le=2)]
 # Scales of an IP-Adapter: of a block, or of each attention in it.
-_OfBlock = _Scale | Annotated[list[_Scale], Field(max_length=16)]
+_OfBlock = Annotated[
+    _Scale | Annotated[list[_Scale], Field(max_length=16)],
+    _either("a number from 0 to 2, or a list of at most 16 of them"),
+]
 # Of the parts of a UNet, and of the blocks of a part by name: the form of diffusers.
-BlockScales = Annotated[dict[str, _OfBlock | dict[str, _OfBlock]], Field(min_length=1)]
+BlockScales = Annotated[
+    dict[
+        str,
+        Annotated[
+            _OfBlock | dict[str, _OfBlock],
+            _either("a number from 0 to 2, a list of at most 16 of them, or an object of these by block"),
+        ],
+    ],
+    Field(min_length=1),
+]
 
 
 class ImagePrompt(_Frozen):

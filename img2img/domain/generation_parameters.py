@@ -189,7 +189,7 @@ class GenerationParameters(BaseModel):
             "usual. Each step takes half as long again, and is not shared with other jobs.",
         ),
         PipelineParameter(
-            excludes=("controls", "speed", "guidance_until"),
+            excludes=("controls", "speed", "guidance_until", "regions"),
             lacking="does not support perturbed-attention guidance; leave it out",
         ),
     ] = 0.0

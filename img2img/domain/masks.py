@@ -1,16 +1,34 @@
 """Masks that a worker finds: the thing in an image that words, points or a box name."""
 
+import re
 from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from img2img.domain.parameters import check_text
 
 MAX_POINTS = 64
 MAX_MASK_TEXT = 200
 MAX_GROW = 512
 # At least one character that is no separator.
 WORDS = r"^[^\x00]*[^\x00\s,.][^\x00]*$"
+
+
+def check_words(text: str) -> str:
+    """Raise ValueError for text that names nothing."""
+    check_text(text)
+    if not re.search(r"[^\s,.]", text):
+        raise ValueError("Input should name something, such as `the house`; several things are separated by commas")
+    return text
+
+
+Words = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_MASK_TEXT, json_schema_extra={"pattern": WORDS}),
+    AfterValidator(check_words),
+]
 
 Coordinate = Annotated[float, Field(ge=0)]
 Point = tuple[Coordinate, Coordinate]
@@ -31,11 +49,8 @@ class MaskQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     text: Annotated[
-        str | None,
+        Words | None,
         Field(
-            min_length=1,
-            max_length=MAX_MASK_TEXT,
-            pattern=WORDS,
             description="Words that name the thing, such as `the house`; several things are separated by commas.",
             examples=["the house"],
         ),
@@ -98,11 +113,11 @@ class MaskQuery(BaseModel):
 
     def outside(self, size: tuple[int, int]) -> tuple[float, ...] | None:
         """Return the first point, or the box, that is not within an image of this size."""
-        corners = [self.box[:2], self.box[2:]] if self.box else self.points
-        for x, y in corners:
-            if x > size[0] or y > size[1]:
-                return self.box or (x, y)
-        return None
+        width, height = size
+        if self.box:
+            # Its right and bottom edge can be those of the image.
+            return self.box if self.box[2] > width or self.box[3] > height else None
+        return next(((x, y) for x, y in self.points if x >= width or y >= height), None)
 
 
 def split_words(text: str) -> list[str]:

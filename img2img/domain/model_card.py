@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
 from img2img.domain.job import Priority
 from img2img.domain.masks import MaskKind
-from img2img.domain.parameters import Scheduler, Sigmas, Task
+from img2img.domain.parameters import MAX_CLIP_SKIP, Scheduler, Sigmas, Task
 
 SchedulerSigmas = Annotated[
     dict[str, tuple[Sigmas, ...]],
@@ -144,6 +144,9 @@ class ModelCard(BaseModel):
     guidance_until: Annotated[bool, Field(description="Whether it takes a `guidance_until` below 1.")] = False
     fast_vae: Annotated[bool, Field(description="Whether it has a small VAE, for `fast_vae`.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
+    max_clip_skip: Annotated[
+        int, Field(description="Largest `clip_skip`, which is at most the number of layers of its text encoders.")
+    ] = MAX_CLIP_SKIP
     matting: Annotated[bool, Field(description="Whether it finds backgrounds, for `background`.")] = False
     regions: Annotated[bool, Field(description="Whether parts of an image can have their own prompts.")] = False
     refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False

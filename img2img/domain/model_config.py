@@ -282,12 +282,16 @@ class ModelConfig(BaseModel):
         Component | None,
         Field(
             description="part: a pipeline or UNet with 9 input channels, a folder or a file, used for inpainting; "
+            "a file with the first convolution of a UNet alone shares the model's other weights; "
             "default: the model itself"
         ),
     ] = None
     edit: Annotated[
         Component | None,
-        Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix), a folder or a file"),
+        Field(
+            description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix), a folder or a file; a file "
+            "with the first convolution of a UNet alone shares the model's other weights"
+        ),
     ] = None
     upscale: Annotated[
         dict[UpscaleFactor, Upscaler],

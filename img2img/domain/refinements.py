@@ -4,11 +4,16 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.masks import MAX_GROW, MAX_MASK_TEXT, WORDS
+from img2img.domain.masks import MAX_GROW, Words
 from img2img.domain.parameters import MAX_STEPS, Text
 
 MAX_REFINEMENTS = 4
 MAX_PARTS = 16
+# Fields of a request that act before the detail pass. Parts are inpainted from the finished image, and their own edges
+# are not those of the image.
+FIRST_PASS_ONLY = frozenset(
+    {"controls", "guess_mode", "regions", "denoising_start", "denoising_end", "soft_inpainting", "seamless_tiling"}
+)
 
 
 class Refinement(BaseModel):
@@ -17,11 +22,8 @@ class Refinement(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     detect: Annotated[
-        str,
+        Words,
         Field(
-            min_length=1,
-            max_length=MAX_MASK_TEXT,
-            pattern=WORDS,
             description="Words for the parts, as in a mask by `text`; several are separated by commas.",
             examples=["face"],
         ),
@@ -49,7 +51,3 @@ class Refinement(BaseModel):
     max: Annotated[
         int, Field(ge=1, le=MAX_PARTS, description="Largest number of parts; the most certain are taken.")
     ] = 4
-
-    def steps(self, num_inference_steps: int) -> int:
-        """Return the steps that are run for one part, given those of the request."""
-        return max(1, int((self.num_inference_steps or num_inference_steps) * self.strength))

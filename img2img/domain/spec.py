@@ -19,6 +19,7 @@ from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
     MAX_IMAGES,
+    MAX_SCHEDULE,
     MAX_SEED,
     MAX_STEPS,
     Resize,
@@ -42,11 +43,27 @@ def steps_of_schedule(schedule: int, strength: float, scheduler: Scheduler) -> i
 
 
 def schedule_of_steps(steps: int, strength: float, scheduler: Scheduler) -> int:
-    """Return the shortest schedule of which that many steps are run at a strength above 0."""
-    schedule = max(steps, int(steps / strength) - 1)
-    while steps_of_schedule(schedule, strength, scheduler) < steps:
+    """Return the shortest schedule of which that many steps are run at a strength above 0.
+
+    It is `MAX_SCHEDULE` + 1 if no scheduler has one that is long enough.
+    """
+    schedule = max(steps, int(min(steps / strength, MAX_SCHEDULE + 2)) - 1)
+    while schedule <= MAX_SCHEDULE and steps_of_schedule(schedule, strength, scheduler) < steps:
         schedule += 1
     return schedule
+
+
+def planned_steps(steps: int, strength: float, scheduler: Scheduler, *, exact: bool) -> tuple[int, int]:
+    """Return how many steps are run at a strength, none at 0 and else at least one, and those of the whole schedule.
+
+    Args:
+        steps: of the request. They are those of the schedule, or if they are `exact` those that are run.
+    """
+    if strength == 0:
+        return 0, steps
+    if exact:
+        return steps, schedule_of_steps(steps, strength, scheduler)
+    return max(1, steps_of_schedule(steps, strength, scheduler)), steps
 
 
 class BaseSpec(BaseModel):
@@ -198,17 +215,15 @@ class StrengthSpec(GenerationSpec):
     @property
     def steps_run(self) -> int:
         """0 at strength 0, else at least 1."""
-        if self.strength == 0:
-            return 0
-        if self.exact_steps:
-            return self.num_inference_steps
-        return max(1, steps_of_schedule(self.num_inference_steps, self.strength, self.scheduler))
+        return self._planned_steps[0]
 
     @property
     def schedule_steps(self) -> int:
-        if not self.exact_steps or self.strength == 0:
-            return self.num_inference_steps
-        return schedule_of_steps(self.num_inference_steps, self.strength, self.scheduler)
+        return self._planned_steps[1]
+
+    @property
+    def _planned_steps(self) -> tuple[int, int]:
+        return planned_steps(self.num_inference_steps, self.strength, self.scheduler, exact=self.exact_steps)
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield self.image
@@ -231,7 +246,12 @@ class ControlledSpec(GenerationSpec):
     @property
     def refine_steps(self) -> int:
         """Steps of the detail pass of one image, if each entry finds one part."""
-        return sum(refinement.steps(self.num_inference_steps) for refinement in self.refine)
+        return sum(self.steps_of_part(refinement)[0] for refinement in self.refine)
+
+    def steps_of_part(self, refinement: Refinement) -> tuple[int, int]:
+        """Return the steps that are run for one part, and those of the whole schedule."""
+        steps = refinement.num_inference_steps or self.num_inference_steps
+        return planned_steps(steps, refinement.strength, self.scheduler, exact=self.exact_steps)
 
     @property
     def total_steps(self) -> int:

@@ -19,6 +19,7 @@ RQ's list holds the same jobs by arrival, for RQ's own tools. The scripts that s
 change both in one step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from img2img.domain.job import JobRecord, Priority
 from img2img.redis import keys, scripts
 
 # As in lua/fair_queue.lua.
+DUE_S = 600
 LEVELS = ("returned", *reversed(Priority))
 PIXEL_STEPS = 1e6
 
@@ -40,6 +42,11 @@ class QueuePosition:
     cost_ahead: float
 
 
+def due_at(record: JobRecord) -> float:
+    """Return the time at which a job is due: its deadline, or DUE_S after its submission if that is earlier."""
+    return min(record.created_at + DUE_S, record.deadline_at or math.inf)
+
+
 class FairQueue:
     """The waiting jobs of all models."""
 
@@ -48,21 +55,22 @@ class FairQueue:
         self._claim = scripts.register(redis, "claim_job")
         self._positions = scripts.register(redis, "queue_positions")
 
-    def claim(self, model: str, waiting: str, intermediate: str, *, beyond_slots: bool = False) -> bytes | None:
+    def claim(self, model: str, waiting: str, intermediate: str, due_before: float | None = None) -> bytes | None:
         """Move the next job of a model from RQ's list of waiting jobs to RQ's intermediate list.
 
         Args:
             model: Name of the model.
             waiting: Key of the list of waiting jobs.
             intermediate: Key of the intermediate list.
-            beyond_slots: Whether to take a job only while jobs of high priority wait. It is the next one in order, so
-                that the shares of priorities hold; jobs of lost workers are left.
+            due_before: None, or a time to take a job beyond the slots of a worker: only while jobs of high priority
+                wait, or if it has a deadline before this time. It is the next one in order, so that the shares of
+                priorities and owners hold; jobs of lost workers are left.
 
         Returns:
             The id of the job, or None if no job is waiting. Removing the job from RQ's list takes O(1) for the oldest
             and the youngest job, O(n) for jobs between them.
         """
-        args = [model, "beyond_slots"] if beyond_slots else [model]
+        args = [model, "" if due_before is None else due_before]
         job_id: bytes | None = self._claim(keys=[waiting, intermediate], args=args)
         return job_id
 

@@ -287,14 +287,14 @@ class JobQueue:
             used, frees_at = decode(reply).split(" ")[1:]
             raise self.input_images.quota_error("owner", int(used), frees_at)
 
-    def claim(self, model: str, *, beyond_slots: bool = False) -> bytes | None:
+    def claim(self, model: str, due_before: float | None = None) -> bytes | None:
         """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None.
 
         Args:
-            beyond_slots: Whether to take a job only while jobs of high priority wait, see `FairQueue.claim`.
+            due_before: Which jobs to take beyond the slots of a worker, see `FairQueue.claim`.
         """
         queue, fair_queue = self._queue(model), self.job_store.fair_queue
-        return fair_queue.claim(model, queue.key, queue.intermediate_queue_key, beyond_slots=beyond_slots)
+        return fair_queue.claim(model, queue.key, queue.intermediate_queue_key, due_before)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Queue a job that no worker runs any more before all others of its model; fail it after MAX_ATTEMPTS.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_config import ModelConfig
@@ -158,6 +159,35 @@ def test_edit_component_can_be_a_whole_pipeline(served: Served, tmp_path: Path) 
     model = load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "edit")), device="cpu")
     [result] = run_together(model, [(edit(), served.inputs())])
     assert np.abs(result.astype(int) - served.reference(edit())).max() <= 1
+
+
+def test_file_of_the_first_convolution_shares_the_other_weights_of_the_model(served: Served, tmp_path: Path) -> None:
+    own = diffusers.UNet2DConditionModel.from_pretrained(served.base / "unet")
+    firsts = {
+        task: {name: served.unets[task].state_dict()[name].contiguous() for name in ("conv_in.weight", "conv_in.bias")}
+        for task in ("edit", "inpaint")
+    }
+    for task, first in firsts.items():
+        save_file(first, tmp_path / f"{task}.safetensors")
+    files = {task: str(tmp_path / f"{task}.safetensors") for task in firsts}
+    model = load_model(ModelConfig(source=str(served.base), **files), device="cpu")
+    assert set(model.card.tasks) == {Task.IMG2IMG, Task.INPAINT, Task.EDIT, Task.UPSCALE}
+    for pipeline, spec in ((served.edit, edit()), (served.inpaint, inpaint(strength=0.6, num_inference_steps=6))):
+        before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
+        task = spec.task.value
+        pipeline.unet.load_state_dict({**own.state_dict(), **firsts[task]})
+        reference = served.reference(spec).astype(int)
+        pipeline.unet.load_state_dict(before)
+        [result] = run_together(model, [(spec, served.inputs())])
+        assert np.abs(result - reference).max() <= 1
+
+
+def test_load_model_rejects_a_first_convolution_that_does_not_fit(served: Served, tmp_path: Path) -> None:
+    save_file(
+        {"conv_in.weight": torch.zeros(7, 8, 3, 3), "conv_in.bias": torch.zeros(7)}, tmp_path / "edit.safetensors"
+    )
+    with pytest.raises(StartupError, match=r"a first convolution of shape \[7, 8, 3, 3\], which does not fit the UNet"):
+        load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "edit.safetensors")), device="cpu")
 
 
 def test_load_model_rejects_unet_of_another_task(served: Served, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from img2img.worker.engine import batching
+from img2img.worker.engine import batching, preemption
 from img2img.worker.engine.batching import collate, make_call, split, tensor_bytes
 from img2img.worker.engine.device_clock import DeviceClock
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.merged_arguments import MergedArguments
+from img2img.worker.engine.preemption import add_break_points
 from img2img.worker.engine.priority_shares import HIGHEST
 from img2img.worker.engine.row_probe import Independence
 from img2img.worker.engine.task import EngineTask, TaskStopped, Urgency
@@ -414,6 +415,60 @@ def test_task_of_highest_priority_pauses_those_that_have_all_slots():
     assert results([urgent, *tasks]) == [8, 16, 16, 16]
     assert order[:3] == ["slow", "slow", "fast"]
     assert sorted(order[3:]) == ["done", "done", "done", "slow"]
+
+
+class Layers(torch.nn.Module):
+    """Doubles its input in the second of two layers. The first one calls `arrive` after each of its calls."""
+
+    def __init__(self, arrive: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+        self.layers[0].register_forward_hook(lambda _layer, _args, x: arrive(x))
+        add_break_points([self])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return 2 * x
+
+
+@pytest.mark.parametrize("credit_s", [10.0, 0.0])
+def test_call_is_broken_off_for_a_task_of_highest_priority(monkeypatch: pytest.MonkeyPatch, credit_s: float):
+    """It runs again after that task. Calls that take too much time so run to their end."""
+    monkeypatch.setattr(preemption, "MAX_CREDIT_S", credit_s)
+    monkeypatch.setattr(preemption, "NEARLY_ENDED", 1000)
+    engine, begun = Engine(slots=2), []
+    urgent = EngineTask(lambda task: repeat(gate, 8.0, 1)(task), lambda _task: None, urgency=Urgency(HIGHEST))
+
+    def arrive(x: torch.Tensor) -> None:
+        begun.append(float(x[0, 0]))
+        if begun == [1.0, 2.0]:
+            engine.submit([urgent])
+
+    gate = probed_gate(Layers(arrive))
+    slow = EngineTask(repeat(gate, 1.0, 3), lambda _task: None)
+    engine.submit([slow])
+    engine.shut_down()
+    engine.run()
+    assert results([urgent, slow]) == [16, 8]
+    assert begun == ([1, 2, 8, 2, 4] if credit_s else [1, 2, 8, 4])
+    assert engine.calls_run["double"] == 4
+
+
+def test_calls_of_highest_priority_are_not_broken_off():
+    engine, begun = Engine(slots=2), []
+
+    def arrive(x: torch.Tensor) -> None:
+        begun.append(float(x[0, 0]))
+        if len(begun) < 4:
+            engine.submit([EngineTask(repeat(gate, 8.0, 1), lambda _task: None, urgency=Urgency(HIGHEST))])
+
+    gate = probed_gate(Layers(arrive))
+    engine.submit([EngineTask(repeat(gate, 8.0, 2), lambda _task: None, urgency=Urgency(HIGHEST))])
+    engine.shut_down()
+    engine.run()
+    assert begun == [8, 16, 8, 8]
+    assert engine.calls_run["double"] == len(begun)
 
 
 def test_pending_tasks_are_admitted_by_priority_and_deadline():

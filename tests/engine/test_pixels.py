@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, NOISY_SCHEDULERS, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, NOISY_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.priority_shares import HIGHEST
 from img2img.worker.engine.task import EngineTask, Urgency
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines import midway_schedulers
@@ -268,6 +269,29 @@ def test_paused_jobs_have_the_pixels_of_stock(served: Served) -> None:
     assert most_parked > engine.slots, "jobs were paused for those of the highest priority"
     for spec, task in zip(specs, tasks, strict=True):
         assert largest_difference(to_pixels(task.result), served.reference(spec)) <= 1
+
+
+def test_jobs_whose_calls_are_broken_off_have_the_pixels_of_stock(served: Served) -> None:
+    engine, begun = Engine(slots=4), 0
+
+    def arrive(_layer: torch.nn.Module, _args: object) -> None:
+        nonlocal begun
+        begun += 1
+        if begun % 5 == 0:
+            engine.submit([EngineTask(lambda _task: None, lambda _task: None, urgency=Urgency(HIGHEST))])
+
+    [unet, vae] = (served.model.pipeline(Task.IMG2IMG, Scheduler.DDIM).components[name] for name in ("unet", "vae"))
+    hooks = [layer.register_forward_pre_hook(arrive) for layer in (*unet.up_blocks, *vae.decoder.up_blocks)]
+    specs = [job(seed=i, scheduler=DIFFUSION_SCHEDULERS[i % 4], num_inference_steps=8 + i) for i in range(6)]
+    try:
+        images = run_on(engine, served.model, [(spec, Inputs(served.image)) for spec in specs])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    calls = engine.calls_run["denoise"] * len(unet.up_blocks) + len(specs) * len(vae.decoder.up_blocks)
+    assert begun > calls, "calls were repeated"
+    for spec, image in zip(specs, images, strict=True):
+        assert largest_difference(image, served.reference(spec)) <= 1
 
 
 def test_image_i_of_a_job_has_seed_plus_i(served: Served) -> None:

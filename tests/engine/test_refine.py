@@ -1,6 +1,7 @@
 """The detail pass equals the same calls of the stock pipelines by hand, alone and in company."""
 
 import hashlib
+import sys
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
+from diffusers.utils import torch_utils
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
@@ -19,6 +22,7 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.png import decode_png, encode_png
+from img2img.worker.pipelines.job_noise import mix_noise
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, Rendering
 from tests.engine.test_annotators import random_image
@@ -69,7 +73,7 @@ class Served:
                 view, seen = InpaintCanvas(image, mask, InpaintRegion(canvas=SIZE, box=box)).model_input(size)
                 pixels = self.call(
                     self.inpaint,
-                    spec,
+                    spec.model_copy(update={"num_inference_steps": spec.steps_of_part(entry)[1]}),
                     prompt=entry.prompt or spec.prompt,
                     image=view,
                     mask_image=seen,
@@ -127,6 +131,47 @@ def test_detail_pass_equals_stock_calls_by_hand(served: Served) -> None:
         assert rendering.steps_done == spec.total_steps
     without, _ = render_all(served.model, job(seed=3))
     assert np.abs(without[0] - together[0]).max() > 5
+
+
+def test_parts_have_the_settings_of_the_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"detect": "wall, house, tree", "max": 2, "strength": 0.5}
+    modules = [sys.modules[type(pipeline).__module__] for pipeline in (served.img2img, served.inpaint)]
+    varied = job(entry, subseed=77, subseed_strength=0.4)
+
+    def variation(shape: Any, **arguments: Any) -> torch.Tensor:
+        other = torch.randn(shape, generator=torch.Generator().manual_seed(77))
+        return mix_noise(torch_utils.randn_tensor(shape, **arguments), other, 0.4)
+
+    with monkeypatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "randn_tensor", variation)
+        expected = [served.by_hand(varied)]
+    # Five steps at strength 0.5 are half of a schedule of ten.
+    exact = job(entry, exact_steps=True, strength=1.0)
+    assert (exact.refine_steps, exact.steps_of_part(exact.refine[0])) == (5, (5, 10))
+    expected.append(served.by_hand(exact))
+    # The edges of a part are not those of the image.
+    tiled = job(entry, seamless_tiling=True)
+    convolutions = [layer for part in (served.img2img.unet, served.img2img.vae) for layer in part.modules()]
+    convolutions = [layer for layer in convolutions if isinstance(layer, torch.nn.Conv2d)]
+
+    def call_tiled(stock: diffusers.DiffusionPipeline, spec: JobSpec, **arguments: Any) -> np.ndarray:
+        for layer in convolutions:
+            layer.padding_mode = "circular" if stock is served.img2img else "zeros"
+        try:
+            return Served.call(served, stock, spec, **arguments)
+        finally:
+            for layer in convolutions:
+                layer.padding_mode = "zeros"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served, "call", call_tiled)
+        expected.append(served.by_hand(tiled))
+    assert all(count for _, count in expected)
+    together, renderings = render_all(served.model, varied, exact, tiled)
+    for pixels, (reference, _), rendering in zip(together, expected, renderings, strict=True):
+        assert np.abs(pixels - reference).max() <= 1
+        assert rendering.steps_done <= rendering._spec.total_steps
 
 
 def test_parts_fade_into_the_rest_and_nothing_found_changes_nothing(served: Served) -> None:

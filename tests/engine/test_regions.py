@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from img2img.domain.conditioning import FreeU
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
@@ -35,6 +36,7 @@ REGIONS = [
     {"mask": None, "prompt": "green water", "weight": 0.6},
     {"mask": None, "prompt": "the sun at night", "weight": 0.9},
 ]
+FREEU = FreeU(b1=1.3, b2=1.4, s1=0.9, s2=0.2)
 STOCK = {
     tiny_sd: diffusers.StableDiffusionImg2ImgPipeline,
     tiny_sdxl: diffusers.StableDiffusionXLImg2ImgPipeline,
@@ -54,6 +56,8 @@ def jobs() -> list[tuple[JobSpec, Inputs]]:
         job(3, 2, guidance_scale=1.0, negative_prompt=""),
         job(4, 0),
         job(5, 3, guidance_scale=3.0, prompt="a mountain"),
+        job(6, 2, freeu=FREEU),
+        job(7, 1, seamless_tiling=True),
     ]
 
 
@@ -65,6 +69,13 @@ def load(folder: Path, **keys: Any) -> Model:
 def plain_loop(pipeline: Any, spec: JobSpec) -> np.ndarray:
     """Image-to-image with regions, written out with the parts of a stock pipeline."""
     generator = torch.Generator().manual_seed(spec.seed)
+    layers = [layer for part in (pipeline.unet, pipeline.vae) for layer in part.modules()]
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.padding_mode = "circular" if spec.seamless_tiling else "zeros"
+    pipeline.disable_freeu()
+    if spec.freeu:
+        pipeline.enable_freeu(**spec.freeu.model_dump())
     scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.scheduler = scheduler
     is_xl = hasattr(pipeline, "text_encoder_2")

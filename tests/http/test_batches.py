@@ -100,6 +100,7 @@ def test_values_are_combined_over_one_request(http: httpx.Client) -> None:
         ([{"image": OTHER}, {"image": IMAGE}, {"image": b64encode(b"no image" * 9).decode()}], "items.2.image"),
         ([{"image": IMAGE}, {"image": "5a" * 32}], "items.1.image"),
         ([{"image": IMAGE, "name": "../etc"}], "items.0.name"),
+        ([{"image": IMAGE, "name": "etc\n"}], "items.0.name"),
         ([{"image": IMAGE}, {"image": IMAGE, "model": "other"}], "items.1.model"),
         ([{"image": IMAGE, "deadline_s": 60, "deadline_policy": "reject"}], "items.0.deadline_policy"),
     ],

@@ -87,7 +87,10 @@ def test_unknown_reference_leaves_no_keys(http: httpx.Client, redis: Redis) -> N
     assert not redis.keys("i2i:inputs*")
 
 
-@pytest.mark.parametrize("image", ["http://127.0.0.1/jobs/x/result", "/jobs/../etc/passwd", "/etc/passwd", "A" * 64])
+MALFORMED = ["http://127.0.0.1/jobs/x/result", "/jobs/../etc/passwd", "/etc/passwd", "A" * 64, "/uploads/ab1"]
+
+
+@pytest.mark.parametrize("image", MALFORMED)
 def test_malformed_references_are_rejected(http: httpx.Client, image: str) -> None:
     for response in refer(http, image):
         assert response.status_code in (415, 422)

@@ -25,6 +25,7 @@ FINDS = CARD.model_copy(
         "mask_words": ("house", "tree"),
         "adapter_tasks": (Task.IMG2IMG,),
         "loras": ("ink",),
+        "parameters": {"pag_scale": (Task.IMG2IMG,)},
     }
 )
 WORDS_ONLY = CARD.model_copy(update={"name": "words", "tasks": FINDS.tasks, "masks": (MaskKind.TEXT,)})
@@ -81,12 +82,13 @@ ADD = "its operator can add a segmenter, as `segmenters."
         ({"mask": {"text": "a car"}}, "mask.text", "knows these words, of which commas separate several: house, tree"),
         ({"mask": {}}, "mask", "Give one of `text`, `points` and `box`; it has none of them"),
         ({"mask": {"text": "a", "box": [0, 0, 1, 1]}}, "mask", "it has both `text` and `box`"),
-        ({"mask": {"text": " ,. "}}, "mask.text", "should match pattern"),
+        ({"mask": {"text": " ,. "}}, "mask.text", "Input should name something"),
         ({"mask": {"text": "tree", "shape": 1}}, "mask.shape", "Unknown field"),
         ({"mask": {"points": [[1, "2"]]}}, "mask.points.0.1", "valid number"),
         ({"mask": {"points": [[1, 2]], "labels": [0]}}, "mask", "at least one point should be in the thing"),
         ({"mask": {"points": [[1, 2]], "labels": [1, 0]}}, "mask", "`labels` has 2 numbers for 1 points"),
         ({"mask": {"points": [[161, 2]]}}, "mask.points", "not within the image of 160 x 120 pixels"),
+        ({"mask": {"points": [[1, 2], [160, 2]]}}, "mask.points", "not within the image"),
         ({"mask": {"box": [10, 0, 5, 5]}}, "mask", "left < right"),
         ({"mask": {"box": [10, 0, 50, 121]}}, "mask.box", "not within the image"),
         ({"mask": {"box": [10, 0, 50, 12], "threshold": 0.4}}, "mask", "`threshold` goes with `text`"),
@@ -99,6 +101,9 @@ ADD = "its operator can add a segmenter, as `segmenters."
         ({"refine": [{"detect": "face"}]}, "refine.0.detect", "knows these words"),
         ({"refine": [{"detect": "face"}], "model": "blind"}, "refine", "a segmenter for words; leave it out"),
         ({"refine": [{"detect": "tree"}], "loras": [{"name": "ink"}]}, "loras", "inpaints without loras"),
+        ({"refine": [{"detect": "tree"}], "pag_scale": 2}, "pag_scale", "inpaints without pag_scale, and `refine`"),
+        ({"refine": [{"detect": "tree", "strength": 1e-3}], "exact_steps": True}, "refine.0.strength",
+         "more than the 1000 steps"),
         ({"refine": [{"detect": "tree", "strength": 0}]}, "refine.0.strength", "greater than 0"),
         ({"refine": [{}]}, "refine.0.detect", "Field required"),
         ({"refine": [{"detect": "tree", "num_inference_steps": 80}], "scheduler": "lcm"},
@@ -133,6 +138,8 @@ def test_unsupported_masks_alone_are_rejected(
     assert response.status_code == 422, response.text
     [error] = response.json()["errors"]
     assert (error["field"], message in error["message"]) == (field, True), error
+    # The value of a body is its image, too.
+    assert field != "body" or "got" not in error
 
 
 def test_detail_pass_is_part_of_the_job_and_its_cost(post: Callable[..., httpx.Response], queue: JobQueue) -> None:

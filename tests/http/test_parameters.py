@@ -43,6 +43,7 @@ ABLE = CARD.model_copy(
         "image_prompts": True,
         "image_prompt_blocks": {"down.block_1": 2, "up.block_0": 3, "mid": 1},
         "control_parameters": {"eta": (Task.INPAINT,)},
+        "max_clip_skip": 2,
         "guidance_until": True,
         "fast_vae": True,
         "scheduler_parameters": {
@@ -161,7 +162,11 @@ def test_default_speed_goes_with_every_scheduler(send: Callable[..., httpx.Respo
         ({"subseed_strength": 0.1, "upscale": 2}, "subseed_strength", "cannot be combined with `upscale`"),
         ({"subseed_strength": 0.1, "controls": CONTROLS}, "subseed_strength", "does not support variation seeds"),
         ({"subseed_strength": 0.1, "subseed": 2**63 - 1, "num_images": 2}, "subseed", "at most 9223372036854775806"),
-        ({"exact_steps": True, "strength": 0.1, "num_inference_steps": 150}, "exact_steps", "a schedule of 1500 steps"),
+        (
+            {"exact_steps": True, "strength": 0.1, "num_inference_steps": 150},
+            "exact_steps",
+            "more than the 1000 steps that ddim can have",
+        ),
         ({"freeu": FREEU, "model": "demo"}, "freeu", "which is for the UNets of Stable Diffusion and SDXL"),
         ({"freeu": FREEU.replace("1.3", "9")}, "freeu.b1", "less than or equal to 4"),
         ({"pag_scale": 2, "model": "demo"}, "pag_scale", "does not support perturbed-attention guidance"),
@@ -181,6 +186,12 @@ def test_default_speed_goes_with_every_scheduler(send: Callable[..., httpx.Respo
         ({"image_prompts": blocks({"up": {"block_1": 1}})}, BLOCKS + "up.block_1", "it has: down.block_1, up.block_0"),
         ({"image_prompts": blocks({"up": {"block_0": [1, 0]}})}, BLOCKS + "up.block_0", "each of the 3 attentions"),
         ({"image_prompts": blocks({"left": 1})}, BLOCKS + "left", "has no such block"),
+        (
+            {"image_prompts": blocks({"mid": 1}).replace('"blocks"', '"scale": 0.6, "blocks"')},
+            "image_prompts.0",
+            "leave one of the two out",
+        ),
+        ({"image_prompts": blocks({"up": {"block_0": "x"}})}, BLOCKS + "up", "an object of these by block"),
         ({"clip_skip": 11}, "clip_skip", "less than or equal to 10"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
     ],

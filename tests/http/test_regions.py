@@ -96,6 +96,7 @@ def test_batch_varies_regions(http: httpx.Client) -> None:
         ({"controls": [{"type": "canny"}]}, "regions", "cannot be combined with `controls`"),
         ({"speed": "fast"}, "regions", "cannot be combined with `speed`"),
         ({"denoising_end": 0.5}, "regions", "cannot be combined with `denoising_end`"),
+        ({"pag_scale": 3}, "pag_scale", "cannot be combined with `regions`"),
         ({"mask": MASK}, "regions", "cannot be combined with `mask` or `outpaint`"),
         ({"instruction": "make it night"}, "regions", "cannot be combined with `instruction`"),
         ({"upscale": 2}, "regions", "cannot be combined with `upscale`"),

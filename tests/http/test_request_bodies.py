@@ -27,6 +27,7 @@ from tests.support.servers import redis_server
 JSON_ROUTES = ("/img2img", "/control-maps", "/images", "/sdapi/v1/img2img", "/sdapi/v1/options", "/sdapi/v1/png-info")
 FORM_ROUTES = ("/img2img", "/control-maps", "/images", "/v1/images/edits", "/v1/images/variations")
 JSON = {"Content-Type": "application/json"}
+CREATING = ("control-maps", "masks", "images", "uploads", "batches")
 SIZE = 31_000_000
 
 
@@ -260,3 +261,11 @@ def test_long_content_type_is_rejected(http: httpx.Client, path: str) -> None:
     response = http.post(path, content=b"{}", headers={"Content-Type": "application/json" + ";a=b" * 15_000})
     assert response.status_code == status_at(path, 415)
     assert time.monotonic() - started_at < 1
+
+
+@pytest.mark.parametrize("path", ["/img2img?dryrun=1", *(f"/{route}?dry_run=1" for route in CREATING)])
+def test_unknown_query_parameters_are_refused(http: httpx.Client, path: str) -> None:
+    """A request with a misspelt or misplaced `dry_run` would create a job."""
+    [error] = assert_problem(http.post(path, json={}), 422, "invalid_parameter")["errors"]
+    assert error["field"] in path
+    assert "Unknown query parameter" in error["message"]

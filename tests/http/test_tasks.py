@@ -288,6 +288,7 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
     [
         ({"image": IMAGE, "mask_blur": 3}, "mask_blur", "belongs to `mask`"),
         ({"image": IMAGE, "mask_padding": 3}, "mask_padding", "belongs to `mask`"),
+        ({"image": IMAGE, "outpaint": {"left": 8}, "resize": "pad"}, "resize", "only images of `controls`"),
         ({"image": IMAGE, "image_guidance_scale": 2}, "image_guidance_scale", "belongs to"),
         ({"image": IMAGE, "negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "Without guidance"),
         ({"mask": MASK}, "image", "Field required"),

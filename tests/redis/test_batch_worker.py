@@ -556,6 +556,26 @@ def test_jobs_of_high_priority_are_fetched_beyond_the_slots(
     assert 90 < (urgency.deadline or 0) - time.perf_counter() <= 100
 
 
+def test_jobs_with_a_deadline_before_those_in_flight_are_fetched_beyond_the_slots(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    worker = make_worker()
+    spec = make_spec(image=idle_service.image, width=SIDE, height=SIDE)
+
+    def submit(deadline_s: float) -> str:
+        return idle_service.jobs.submit(spec, JobOptions(deadline_s=deadline_s)).id
+
+    patient = [submit(500) for _ in range(FakeRunner.slots)]
+    for _ in patient:
+        fetch(worker)
+    later, earlier = submit(600), submit(100)
+    while worker._fetcher.fetch():
+        pass
+    assert [execution.record.id for execution in worker._in_flight.values()] == [*patient, earlier]
+    assert worker._fetcher.free_slots == -1
+    assert idle_service.jobs.claim(MODEL) == later.encode()
+
+
 def test_worker_is_told_of_queued_jobs_of_its_models(
     idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:

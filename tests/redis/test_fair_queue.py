@@ -112,7 +112,7 @@ def test_deadline_takes_no_turn_from_another_owner(idle_service: Service, submit
 
 def test_claim_beyond_slots_waits_for_high_jobs_and_keeps_the_shares(idle_service: Service, submit: Submit) -> None:
     def claim() -> str | None:
-        moved = idle_service.jobs.claim(MODEL, beyond_slots=True)
+        moved = idle_service.jobs.claim(MODEL, 0.0)
         return moved and moved.decode()
 
     normal = submit(3)
@@ -123,6 +123,20 @@ def test_claim_beyond_slots_waits_for_high_jobs_and_keeps_the_shares(idle_servic
     order = [claim() for _ in range(11)]
     assert order == [*high[:7], normal[1], *high[7:], None], "the job of a lost worker waits for a slot"
     assert claimed(idle_service, 2) == [lost, normal[2]]
+
+
+def test_claim_beyond_slots_takes_the_next_job_if_it_is_due_before_those_in_flight(
+    idle_service: Service, submit: Submit
+) -> None:
+    now = idle_service.jobs.clock.now()
+    submit(2)
+    assert idle_service.jobs.claim(MODEL, now + 900) is None, "it has no deadline"
+    [soon], [later] = submit(deadline_s=30), submit(deadline_s=60)
+    assert idle_service.jobs.claim(MODEL, now + 10) is None
+    assert idle_service.jobs.claim(MODEL, now + 50) == soon.encode()
+    assert idle_service.jobs.claim(MODEL, now + 50) is None
+    assert idle_service.jobs.claim(MODEL, now + 100) == later.encode()
+    assert idle_service.jobs.claim(MODEL, now + 100) is None
 
 
 def test_backlog_of_one_owner_does_not_delay_another(idle_service: Service, submit: Submit) -> None:

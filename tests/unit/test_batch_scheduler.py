@@ -170,8 +170,8 @@ def test_all_run_while_every_deadline_can_be_met_in_a_full_batch():
 
 
 def test_pressed_job_gets_a_batch_that_is_fast_enough_for_it():
-    # Ten calls in five seconds: none may take longer than about 0.4 s, which is four rows.
-    pressed, others = denoise(deadline=5.1 + FINISH_S), [denoise() for _ in range(9)]
+    # Ten calls in seven seconds: none may take longer than about 0.42 s, which is four rows.
+    pressed, others = denoise(deadline=7.1 + FINISH_S), [denoise() for _ in range(9)]
     assert pick([*others, pressed]) == [pressed, others[0]]
 
 
@@ -185,6 +185,20 @@ def test_job_that_cannot_meet_its_deadline_delays_no_other():
     assert pick([late, *(denoise() for _ in range(9)), pressed]) == [pressed]
     calls = [late, *(denoise() for _ in range(9))]
     assert pick(calls) == calls
+
+
+def test_job_is_not_given_up_for_a_small_error_of_the_predicted_time():
+    # Ten calls of 0.2 s.
+    nearly, others = denoise(deadline=1.8 + FINISH_S), [denoise() for _ in range(9)]
+    assert pick([*others, nearly]) == [nearly]
+
+
+def test_batch_has_at_most_as_many_calls_as_slots():
+    times = CallTimes()
+    times.record("denoise", "denoise", 2, 0.1)
+    for priorities in ([1] * 9, [0] * 9, [0, 1] * 5):
+        calls = [denoise(priority, deadline=0.2) for priority in priorities]
+        assert 1 <= len(Scheduler(times, slots=4).pick(calls, lambda _call: 64, 0.0)) <= 4
 
 
 def test_other_calls_wait_for_pressed_jobs_for_a_limited_time():
@@ -227,7 +241,7 @@ class Server:
                 waiting.append(coming.pop(0))
             if self.knows_deadlines:
                 waiting.sort(key=lambda job: job[2])
-            while waiting and len(self.parked) < slots:
+            while waiting and len(self.parked) < self.room(waiting[0][2], slots):
                 at, steps, deadline = waiting.pop(0)
                 task = Task(1, deadline if self.knows_deadlines else None, steps)
                 jobs[task] = at, deadline
@@ -238,6 +252,11 @@ class Server:
                 at, deadline = jobs.pop(task)
                 ended.append((self.now <= deadline, self.now - at))
         return ended
+
+    def room(self, deadline: float, slots: int) -> int:
+        """Return how many jobs there can be with one that has this deadline."""
+        is_earlier = any(deadline < call.task.deadline for call in self.parked if call.task.deadline)
+        return 2 * slots if is_earlier else slots
 
     def park(self, task: Task) -> None:
         is_step = task.step_calls_left > 0
@@ -260,26 +279,29 @@ class Server:
         return [call.task for call in batch if not call.is_step]
 
 
-def poisson_arrivals(seed: int) -> list[tuple[float, int, float]]:
-    """Jobs that arrive a fifth faster than a server with full batches can run them."""
+def poisson_arrivals(seed: int, load: float) -> list[tuple[float, int, float]]:
+    """Jobs with a deadline of 3 or 20 times their time alone. A load of 1 is the throughput of full batches."""
     choose, at, arrivals = random.Random(seed), 0.0, []
     for _ in range(60):
         steps = choose.choice([8, 12, 16, 24])
         arrivals.append((at, steps, at + choose.choice([3, 20]) * (steps * Server.step_s(2) + Server.DECODE_S)))
-        at += choose.expovariate(1.2 / 0.65)
+        at += choose.expovariate(load / 0.65)
     return arrivals
 
 
-def test_more_deadlines_are_met_than_first_in_first_out_at_the_same_throughput():
+@pytest.mark.parametrize("load", [1.0, 1.2])
+def test_more_deadlines_are_met_than_first_in_first_out_at_nearly_the_same_latency(load: float):
     met, latency = {}, {}
     for knows_deadlines in (False, True):
         ended = [
-            job for seed in range(4) for job in Server(knows_deadlines=knows_deadlines).run(poisson_arrivals(seed))
+            job
+            for seed in range(4)
+            for job in Server(knows_deadlines=knows_deadlines).run(poisson_arrivals(seed, load))
         ]
         met[knows_deadlines] = sum(is_met for is_met, _ in ended) / len(ended)
         latency[knows_deadlines] = sum(seconds for _, seconds in ended) / len(ended)
-    assert met[True] >= met[False] + 0.25, met
-    assert latency[True] <= 1.1 * latency[False], latency
+    assert met[True] >= met[False] + 0.3, met
+    assert latency[True] <= 1.2 * latency[False], latency
 
 
 def test_call_times_are_predicted_between_and_beyond_those_that_ran():

@@ -12,8 +12,11 @@ from .priority_shares import HIGHEST, PriorityShares
 MAX_PAUSE_S = 10.0
 # A job has to be in a smaller batch if it would need this part of its time in a full one.
 FULL_BATCH = 0.8
-# The calls of a smaller batch have this part of the job's time, because other calls run between them.
-SMALL_BATCH = 0.8
+# The calls of a smaller batch have this part of the job's time: other calls run between them, and times vary.
+SMALL_BATCH = 0.6
+# A job has no deadline any more once it would be late even if its calls took this part of their predicted time. These
+# times may come from a moment in which the machine was slow.
+GIVEN_UP = 0.85
 # Time from the last call of a job to its end, for the image file and the records.
 FINISH_S = 0.1
 # After a call of the highest priority, batches of others are kept short for this time, because the next one may come.
@@ -87,10 +90,15 @@ class Scheduler:
 
     Pressed jobs are in order of their deadlines, rather than of their slack: by slack two jobs would take turns, and
     both be late.
+
+    Args:
+        times: predicts how long calls take.
+        slots: the most calls of a batch. None: no limit.
     """
 
-    def __init__(self, times: CallTimes) -> None:
+    def __init__(self, times: CallTimes, slots: int | None = None) -> None:
         self._times = times
+        self._slots = slots
         self._shares = PriorityShares()
         self._short_until = 0.0
 
@@ -110,12 +118,13 @@ class Scheduler:
         elif now < self._short_until:
             row_limit = self._short(calls, row_limit)
         if len(first_of) == 1:
-            return self._pick_equals(calls, row_limit, now)
+            return self._pick_equals(calls, row_limit, now)[: self._slots]
         priority, paid = self._shares.next({p: call.rows for p, call in first_of.items()})
         equals = [call for call in calls if call.task.priority == priority]
         limit = row_limit if math.isinf(paid) else (lambda call: min(row_limit(call), max(int(paid), call.rows)))
         batch = self._pick_equals(equals, limit, now)
         self._join(batch, [call for call in calls if call.task.priority > priority], row_limit(batch[0]))
+        batch = batch[: self._slots]
         for call in batch:
             self._shares.charge(call.task.priority, call.rows)
         return batch
@@ -170,7 +179,7 @@ class Scheduler:
             full_s = self._times.predict(call.signature, min(rows[call.signature], row_limit(call)))
             if alone_s is None or full_s is None:
                 continue
-            if left_s < left * alone_s:
+            if left_s < GIVEN_UP * left * alone_s:
                 late.add(id(call))
             elif full_s * left > FULL_BATCH * left_s and (head is None or _deadline(call) < _deadline(head)):
                 head, head_s = call, SMALL_BATCH * left_s / left

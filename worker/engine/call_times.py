@@ -6,7 +6,7 @@ from cachetools import LRUCache
 
 SMOOTHING = 0.3  # weight of the latest call
 MAX_SIGNATURES = 1000
-MAX_ROW_COUNTS = 16  # per signature
+MAX_ROW_COUNTS = 64  # per signature; small numbers of rows run rarely, and predictions need them
 # A batch is efficient if its rows take at most this many times as long as those of the largest one.
 EFFICIENT = 1.1
 

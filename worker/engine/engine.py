@@ -25,6 +25,7 @@ from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
 from .merged_arguments import MergedArguments
+from .preemption import BrokenOff, Preemption
 from .priority_shares import HIGHEST
 from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
@@ -50,8 +51,9 @@ class _Launch:
 class Engine:
     """Runs tasks together. One thread calls `run`; the other methods are safe from any thread.
 
-    A task of the highest priority is admitted at once, and pauses those of others at their next gates. There can be as
-    many paused tasks as slots.
+    Tasks of the highest priority and those with a deadline are admitted also when all slots are taken: there can be as
+    many paused tasks as slots. A task of the highest priority pauses those of others at their next gates, and breaks
+    off a call of modules with break points.
 
     Args:
         slots: tasks in flight at once, besides those that are paused.
@@ -84,7 +86,8 @@ class Engine:
         self._launched: deque[_Launch] = deque()  # calls that the device may not have ended
         self._device_free_at = 0.0
         self._times = CallTimes()
-        self._scheduler = Scheduler(self._times)
+        self._scheduler = Scheduler(self._times, slots)
+        self._preemption = Preemption()
         self._pending: list[EngineTask] = []
         self._short: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
@@ -106,13 +109,18 @@ class Engine:
         """Queue tasks. Those for which there are slots are admitted in the same iteration."""
         with self._changed:
             self._pending.extend(tasks)
-            self._changed.notify()
+            self._announce(tasks)
 
     def submit_short(self, tasks: Sequence[EngineTask]) -> None:
         """Queue tasks of a single call. They are admitted in the next iteration, also if no slot is free."""
         with self._changed:
             self._short.extend(tasks)
-            self._changed.notify()
+            self._announce(tasks)
+
+    def _announce(self, tasks: Sequence[EngineTask]) -> None:
+        if any(task.priority == HIGHEST for task in tasks):
+            self._preemption.request()
+        self._changed.notify()
 
     def run_task(
         self,
@@ -191,6 +199,7 @@ class Engine:
         with self._changed:
             admitted = [*self._short, *self._admissible()]
             self._short.clear()
+            self._preemption.end_request()
         for task in admitted:
             task.timeline.add("wait", task.submitted_at, time.perf_counter())
             if task.is_stopping:
@@ -204,7 +213,8 @@ class Engine:
         self._pending.sort(key=lambda task: (task.priority, math.inf if task.deadline is None else task.deadline))
         count, parked = 0, len(self._parked)
         for task in self._pending:
-            if parked + count >= (2 * self.slots if task.priority == HIGHEST else self.slots):
+            is_urgent = task.priority == HIGHEST or task.deadline is not None
+            if parked + count >= (2 * self.slots if is_urgent else self.slots):
                 break
             count += 1
         admitted = self._pending[:count]
@@ -245,9 +255,14 @@ class Engine:
             args, kwargs = collate(calls, padding, self._merged)
             if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
                 output = self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))
-            else:
+            elif any(parked.task.priority == HIGHEST for parked in self._parked):
                 output = gate.run(*args, **kwargs)
+            else:
+                with self._preemption.breakable(self._times.predict(batch[0].signature, sum(rows))):
+                    output = gate.run(*args, **kwargs)
             outputs = split(output, [*rows, padding] if padding else rows)[: len(calls)]
+        except BrokenOff:
+            return
         except Exception as error:
             if is_device_lost(error):
                 raise

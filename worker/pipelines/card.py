@@ -1,13 +1,13 @@
 """The card of a model: what requests can ask of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ModelConfig
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_CLIP_SKIP, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
@@ -16,7 +16,7 @@ from .conditioning.denoiser_changes import takes_freeu
 from .conditioning.upscalers import Upscaler
 from .families import Family
 from .generic_jobs import denoisers, latent_scale, patch_size_of
-from .parameters import scheduler_parameters, supported_parameters
+from .parameters import call_parameters, scheduler_parameters, supported_parameters
 from .scheduler_defaults import choose_defaults
 from .scheduler_kinds import sigmas_of
 from .schedulers import has_own_schedule
@@ -119,6 +119,19 @@ def component_fields(
         "parameters": supported_parameters({**pipelines, **tiles}),
         "control_parameters": supported_parameters(controlnets.pipelines),
     }
+
+
+def max_clip_skip(pipelines: Iterable[DiffusionPipeline]) -> int:
+    """Return the largest `clip_skip` that the text encoders of all pipelines have the layers for."""
+    most = [MAX_CLIP_SKIP]
+    for pipeline in pipelines:
+        if "clip_skip" in call_parameters(pipeline):
+            names = ("text_encoder", "text_encoder_2")
+            encoders = [encoder for name in names if (encoder := pipeline.components.get(name)) is not None]
+            # Pipelines with a second encoder leave out the last layer by themselves.
+            own = "text_encoder_2" in pipeline.components
+            most += [getattr(encoder.config, "num_hidden_layers", MAX_CLIP_SKIP) - own for encoder in encoders]
+    return max(0, min(most))
 
 
 def with_optional_parameters(

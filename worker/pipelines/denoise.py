@@ -129,7 +129,6 @@ def _denoise(
         adapters.activate(pipeline)
         if inputs.noise is not None:
             _start_from(inputs.noise, pipeline)
-        attach_regions(pipeline, spec, inputs.regions, model.embeddings, has_long_prompt=job.has_long_prompt)
         controlled: dict[str, Any] = {}
         if spec.control_maps:
             maps = control_maps(model, spec, inputs)
@@ -230,6 +229,8 @@ def _call(
         elif spec.strength < 1 and spec.region.content is not MaskContent.ORIGINAL:
             replace_masked_latents(pipeline, spec.region.content, inputs.mask, seed)
     change_denoiser(pipeline, spec)
+    # After the changes, which the calls of all regions have.
+    attach_regions(pipeline, spec, inputs.regions, model.embeddings, has_long_prompt=job.has_long_prompt)
     order = getattr(pipeline.scheduler, "order", 1)
     # Once, because they are calculated.
     steps_run, guided_steps, has_cutoff = spec.steps_run, spec.guided_steps, spec.guidance_until < 1

@@ -18,8 +18,9 @@ from img2img.domain.model_status import Batching
 from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 from ..devices import default_dtype, why_no_dtype
+from ..engine.preemption import add_break_points
 from ..errors import StartupError
-from .card import base_card, component_fields, with_optional_parameters
+from .card import base_card, component_fields, max_clip_skip, with_optional_parameters
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
@@ -153,6 +154,7 @@ class Model:
                 "masks": self.segmenters.kinds,
                 "mask_words": self.segmenters.words,
                 "matting": self.matting is not None,
+                "max_clip_skip": max_clip_skip(self._all_pipelines()),
             }
         )
         fingerprint = fingerprint_of(config, placement.device, pipeline.dtype)
@@ -176,6 +178,9 @@ class Model:
             keep_lookups(other, self.device)
         for module in self.modules():
             keep_module_lookups(module, self.device)
+        if self.device.type == "cpu" and not self.compiled:
+            # Not to text encoders: one may restore its replaced parts only at the end of its call.
+            add_break_points(module for module in self.modules() if isinstance(module, diffusers.ModelMixin))
         self.preparation = Preparation(self._all_pipelines(), self.device)
 
     def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:

@@ -8,7 +8,7 @@ from PIL import Image
 from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.geometry import expand_box, working_size
 from img2img.domain.masks import MaskQuery
-from img2img.domain.refinements import Refinement
+from img2img.domain.refinements import FIRST_PASS_ONLY, Refinement
 from img2img.domain.spec import ControlledSpec, GenerationSpec, InpaintSpec
 
 from ..engine.task import EngineTask, TaskFunction
@@ -21,7 +21,7 @@ from .model import Model
 from .prepared_job import prepare
 
 # Fields of a job that its parts do not have. Each of them is inpainted from the finished image.
-NOT_OF_PARTS = frozenset({"task", "controls", "guess_mode", "denoising_start", "denoising_end", "refine", "num_images"})
+NOT_OF_PARTS = frozenset({"task", "refine", "num_images", *FIRST_PASS_ONLY})
 
 
 def refined(model: Model, spec: ControlledSpec, inputs: Inputs, index: int, function: TaskFunction) -> TaskFunction:
@@ -31,7 +31,7 @@ def refined(model: Model, spec: ControlledSpec, inputs: Inputs, index: int, func
         function: Computes the image without it.
     """
     adapters = model.adapters.for_job(spec, inputs)  # type: ignore[arg-type]
-    seed = spec.image_seed(index)
+    seed, subseed = spec.image_seed(index), spec.image_subseed(index)
 
     def run(engine_task: EngineTask) -> Pixels:
         pixels = to_pixels(function(engine_task))
@@ -49,7 +49,7 @@ def refined(model: Model, spec: ControlledSpec, inputs: Inputs, index: int, func
                 engine_task.conditional = None
                 view, mask = canvas.model_input((part.width, part.height))
                 seen = Inputs(to_tensor(view), to_tensor(mask), canvas, image_prompts=inputs.image_prompts)
-                job = prepare(model, part, seen, seed)
+                job = prepare(model, part, seen, seed, subseed)
                 result = to_pixels(denoise(model, part, seen, job, engine_task, adapters))
                 engine_task.steps_before += part.steps_run
                 image = Image.fromarray(canvas.paste(result))

@@ -16,6 +16,7 @@ from rq.worker import BaseWorker
 from img2img.domain.job import JobRecord, JobStatus, Priority
 from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
+from img2img.redis.fair_queue import due_at
 from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
 from img2img.redis.rq_adapter import InertJob, rq_queue
 from img2img.telemetry.logging import job_extra
@@ -37,8 +38,8 @@ PAUSE_S = 1.0  # in which other workers can take such a job
 class JobFetcher:
     """Turns queued jobs into executions of this worker.
 
-    While jobs of high priority wait, jobs are also fetched when all slots are taken, up to twice as many images as
-    slots: the engine pauses those of lower priorities.
+    Jobs of high priority, and those with a deadline before one in flight is due, are also fetched when all slots are
+    taken, up to twice as many images as slots: the engine pauses others.
 
     Args:
         worker: the RQ worker that gets the leases.
@@ -96,15 +97,20 @@ class JobFetcher:
         """Fetch one job if there is room for it. Return whether a queue had one."""
         if self.free_slots > 0:
             return self.fetch_one()
-        return self._room(2 * self._slots) > 0 and self.fetch_one(beyond_slots=True)
+        return self._room(2 * self._slots) > 0 and self.fetch_one(self._latest_due())
 
-    def fetch_one(self, *, beyond_slots: bool = False) -> bool:
+    def _latest_due(self) -> float:
+        """Return when the last of the jobs in flight that can be paused for a deadline is due."""
+        records = [execution.record for execution in list(self._in_flight.values()) if execution.occupies_slots]
+        return max((due_at(record) for record in records if record.priority is not Priority.HIGH), default=0.0)
+
+    def fetch_one(self, due_before: float | None = None) -> bool:
         """Fetch one job, of the first loaded model in rotation that has any. Return whether a queue had one.
 
         The job is in one of RQ's lists at any time.
 
         Args:
-            beyond_slots: whether a queue without jobs of high priority counts as empty.
+            due_before: which jobs to fetch beyond the slots, see `FairQueue.claim`.
         """
         names = [card.name for card in self._models.cards]
         self._rotation = [name for name in self._rotation if name in names]
@@ -117,7 +123,7 @@ class JobFetcher:
                 continue
             moved = None
             try:
-                moved = self._jobs.claim(model, beyond_slots=beyond_slots)
+                moved = self._jobs.claim(model, due_before)
                 if moved is not None:
                     self._start_claimed(moved, model, lease)
             except BaseException:

@@ -1,4 +1,5 @@
 import { t } from "../i18n";
+import { takes } from "../lib/request";
 import { set, values } from "../state/form";
 import { situation } from "../state/situation";
 import { FieldError } from "./field-error";
@@ -33,13 +34,15 @@ export function SizeField() {
         />
         <FieldError field="height" />
       </div>
-      <SelectField
-        field="resize"
-        label={t().form.resize}
-        value={resize ?? "crop"}
-        options={RESIZES.map((name) => ({ value: name, label: t().form.resizes[name] ?? name }))}
-        onChange={(name) => set({ resize: name as (typeof RESIZES)[number] })}
-      />
+      {takes(now, "resize") && (
+        <SelectField
+          field="resize"
+          label={t().form.resize}
+          value={resize ?? "crop"}
+          options={RESIZES.map((name) => ({ value: name, label: t().form.resizes[name] ?? name }))}
+          onChange={(name) => set({ resize: name as (typeof RESIZES)[number] })}
+        />
+      )}
     </>
   );
 }

@@ -32,6 +32,12 @@ describe("takes", () => {
     expect(takes(situationWith({ card: { ...CARD, guidance: false } }), "guidance_scale")).toBe(false);
   });
 
+  it("hides how images are fitted where none is", () => {
+    expect(takes(situationWith(), "resize")).toBe(true);
+    expect(takes(situationWith({ hasMask: true }), "resize")).toBe(false);
+    expect(takes(situationWith({ hasMask: true, hasControls: true }), "resize")).toBe(true);
+  });
+
   it("knows which tasks take an optional parameter", () => {
     expect(takes(situationWith(), "eta")).toBe(true);
     expect(takes(situationWith({ hasMask: true }), "eta")).toBe(false);

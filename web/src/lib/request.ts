@@ -79,6 +79,8 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
     if (!isTaken) return false;
   }
   if (includes(GUIDED, field) && guidanceOf(situation) <= 1) return false;
+  // An inpainted image keeps its size; only images of controls are brought to it.
+  if (field === "resize" && task === "inpaint" && !hasControls) return false;
   if (includes(SIZE_FIELDS, field)) return task !== "upscale";
   switch (field) {
     case "prompt":

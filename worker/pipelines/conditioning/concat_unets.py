@@ -1,6 +1,8 @@
 """UNets that take an image as extra channels beside the latents: InstructPix2Pix and inpainting UNets."""
 
+import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
 
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
@@ -12,8 +14,11 @@ from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
 from ..loading.single_file import load_file_of
-from ..loading.weights import is_single_file
+from ..loading.weights import is_single_file, resolve_weights
 from .embeddings import Embeddings
+
+INPUT_LAYER = {"conv_in.weight", "conv_in.bias"}
+"""The weights of a UNet's first convolution."""
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -80,7 +85,9 @@ def _load(
     task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, placement: Placement
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
-    if is_single_file(source):
+    if is_single_file(source) and (first := _input_layer(source)) is not None:
+        pipeline = build_pipeline(kind, base, unet=_with_input_layer(base.unet, first, source))
+    elif is_single_file(source):
         pipeline = load_file_of(source, kind, base, placement.load_device)
     elif is_pipeline(source):
         pipeline = build_pipeline(kind, load_pipeline_of(source, placement.load_device, base.dtype))
@@ -90,3 +97,38 @@ def _load(
     if unet_task is not task:
         raise StartupError(f"the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
     return pipeline
+
+
+def _input_layer(source: ComponentSource) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a file that has only the first convolution of a UNet; None for other files.
+
+    Raises:
+        StartupError: the file cannot be read.
+    """
+    file = resolve_weights(source, "`weight_name`")
+    with safe_open(file, "pt") as weights:
+        if set(weights.keys()) != INPUT_LAYER:
+            return None
+        return {name: weights.get_tensor(name) for name in INPUT_LAYER}
+
+
+def _with_input_layer(
+    unet: UNet2DConditionModel, first: dict[str, torch.Tensor], source: ComponentSource
+) -> UNet2DConditionModel:
+    """Return a UNet with another first convolution. All other weights are shared with `unet`.
+
+    Raises:
+        StartupError: the convolution does not fit the UNet.
+    """
+    own, other = unet.conv_in.weight, first["conv_in.weight"]
+    if other.ndim != own.ndim or (other.shape[0], *other.shape[2:]) != (own.shape[0], *own.shape[2:]):
+        raise StartupError(
+            f"{source.source} has a first convolution of shape {list(other.shape)}, which does not fit the UNet of the "
+            f"model ({list(own.shape)})"
+        )
+    with torch.device("meta"):
+        copied = UNet2DConditionModel.from_config({**unet.config, "in_channels": other.shape[1]})
+    weights = dict(unet.state_dict())
+    weights |= {name: weight.to(device=own.device, dtype=own.dtype) for name, weight in first.items()}
+    copied.load_state_dict(weights, assign=True)
+    return copied.requires_grad_(False).eval()
