@@ -286,7 +286,9 @@ def _with_images(value: Any, annotation: Any) -> Any:
     if isinstance(value, str) and bytes in members:
         return _nested_image(value)
     if isinstance(value, list):
-        items: Any = reduce(or_, (arg for one in members for arg in get_args(one)), NoneType)
+        # A tuple of any length is `tuple[X, ...]`.
+        kinds = (arg for one in members for arg in get_args(one) if arg is not Ellipsis)
+        items: Any = reduce(or_, kinds, NoneType)
         return [_with_images(item, items) for item in value]
     if isinstance(value, dict):
         models = [one for one in members if inspect.isclass(one) and issubclass(one, BaseModel)]

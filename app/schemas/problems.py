@@ -45,9 +45,9 @@ class FieldProblem(BaseModel):
         field = encodable(".".join(map(str, location))[:MAX_SHOWN]) or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
-        if error["type"] == "json_invalid":
-            # The input is the whole body.
-            return cls(field=field, message=error["msg"])
+        if error["type"] == "json_invalid" or not location:
+            # The input is the whole body, whose values can be images.
+            return cls(field=field, message=error["msg"].removeprefix("Value error, "))
         return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=truncate(error["input"]))
 
 

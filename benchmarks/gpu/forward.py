@@ -8,6 +8,7 @@ import torch
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.target import RunningEngine, Target
 from benchmarks.limit import Run, wrapping_gates
+from benchmarks.sides import forget_outputs
 from img2img.worker.engine.batching import GateCall, collate, first_row, make_call, with_rows
 from img2img.worker.engine.gate import Gate
 from img2img.worker.pipelines.model import Model
@@ -28,6 +29,8 @@ def example_calls(target: Target, shape: Shape, model: Model) -> dict[str, tuple
 
         return call
 
+    # What is remembered is not called.
+    forget_outputs()
     with wrapping_gates(record), RunningEngine(target.engine(1)) as engine:
         engine.run(model, target.jobs(shape, model, "uniform", 1, 60))
     return calls

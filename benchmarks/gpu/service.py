@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,9 +48,11 @@ def run(target: Target, shape: Shape, budget: Budget, report: Report, in_flight:
             views: list[dict[str, Any]] = []
             open_jobs: list[str] = []
             start = time.monotonic()
-            while (work and budget.left > 0) or open_jobs:
+            # One round also if the start has taken all the time.
+            least = len(work) - in_flight
+            while (work and (budget.left > 0 or len(work) > least)) or open_jobs:
                 service.tick()
-                while work and len(open_jobs) < 2 * in_flight and budget.left > 0:
+                while work and len(open_jobs) < 2 * in_flight and (budget.left > 0 or len(work) > least):
                     job = work.pop()
                     data = {name: str(getattr(job.spec, name)) for name in FIELDS}
                     response = http.post("/img2img", files={"image": job.png}, data=data, timeout=60)
@@ -65,10 +68,17 @@ def run(target: Target, shape: Shape, budget: Budget, report: Report, in_flight:
             seconds = time.monotonic() - start
     stages = sorted({stage for view in views for stage in view["timings"]})
     rows = [{"stage": stage, **_quantiles([view["timings"].get(stage, 0.0) for view in views])} for stage in stages]
+    rows.append({"stage": "from submit to end", **_quantiles([_seconds(view) for view in views])})
     report.table(f"Service: {shape.name}, {len(views)} jobs, {in_flight} slots", rows)
     report.note(
         f"{shape.name}: the service was ready after {ready_s:.0f} s and made {len(views) / seconds:.2f} images/s"
     )
+
+
+def _seconds(view: dict[str, Any]) -> float:
+    """Return the time from the submit of a job to its end."""
+    end, begin = (datetime.fromisoformat(view[name]) for name in ("finished_at", "created_at"))
+    return (end - begin).total_seconds()
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:

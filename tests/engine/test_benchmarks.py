@@ -24,7 +24,11 @@ def test_pixels_are_compared_in_each_dtype(tmp_path: Path, capsys: pytest.Captur
     report = Report(file, {"device": "cpu"})
     pixels.run(Target("cpu", tiny=True), SHAPES["turbo"], Budget(600), report)
     results = json.loads(file.read_text())
-    assert report.is_good, results["failures"] or results["goals"]
+    assert not results["failures"]
+    # Calls of float16 that are merged may round on a CPU, which depends on when the jobs arrive.
+    may_round = "turbo in float16: engine in company, to engine alone, in 1/255"
+    for goal in results["goals"]:
+        assert goal["met"] or (goal["name"] == may_round and goal["value"] <= 1), goal
     assert [table["title"].split()[1:4] for table in results["tables"]] == [
         ["turbo", "in", f"{dtype},"] for dtype in ("float32", "float16", "bfloat16")
     ]

@@ -94,6 +94,28 @@ def test_structured_option_takes_json_with_images_from_files(tmp_path: Path) -> 
         run("--controls", "[{]")
 
 
+@pytest.mark.parametrize(
+    ("field", "entries", "image"),
+    [
+        ("controls", [{"type": "canny", "image": "@pose.png"}], "image"),
+        ("image_prompts", [{"image": "@pose.png", "blocks": {"up": {"block_0": [0, 1, 0]}}}], "image"),
+        ("regions", [{"mask": "@pose.png", "prompt": "a house"}], "mask"),
+        ("loras", [{"name": "ink", "scale": 0.5}], None),
+        ("refine", [{"detect": "face"}], None),
+        ("freeu", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, None),
+        ("outpaint", {"left": 8}, None),
+        ("background", {"prompt": "a beach"}, None),
+    ],
+)
+def test_structured_fields_of_a_job_take_json(
+    field: str, entries: Any, image: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pose.png").write_bytes(b"pixels")
+    values = option_values(Img2ImgRequest, {field: json.dumps(entries)})
+    assert values == {field: [{**entries[0], image: b"pixels"}] if image else entries}
+
+
 def test_help_shows_the_description_of_the_field() -> None:
     text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
     assert "White is regenerated. A file, or a reference" in text

@@ -26,6 +26,7 @@ from .merged_arguments import MergedArguments, condition_leaves
 _bytes_of_shared: MutableMapping[torch.Tensor, bytes] = WeakTensorKeyDictionary()
 
 _TENSORS = (torch.Tensor, Deferred)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +103,7 @@ def _layout(tensor: torch.Tensor) -> bool:
 
 def is_half_on_cpu(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has 16-bit numbers and is in the memory of the CPU."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.dtype in _HALF and tensor.device.type == "cpu"
 
 
 def _describe_shared(tensor: torch.Tensor, content: bytes) -> tuple[str, Hashable]:
