@@ -22,6 +22,8 @@ PASTE = """([bytes, name]) => {
 }"""
 # Steps of a job that takes a second, and of one that can be seen running.
 FEW, MANY = "4", "150"
+# Title of the section.
+CONTROLS = "Sketch, edges, depth (ControlNet)"
 
 
 def open_form(page: Page, url: str) -> None:

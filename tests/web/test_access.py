@@ -15,7 +15,7 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.settings import embedded_redis_socket
 from tests.support.authenticated import authenticated_server
 
-from .form import FEW, generate, open_form, put_image, result, set_number
+from .form import CONTROLS, FEW, generate, open_form, put_image, result, set_number
 
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -41,7 +41,7 @@ def test_axe_finds_no_violations(page: Page, demo_url: str, axe: str, colors: st
     open_form(page, demo_url)
     check("empty")
     put_image(page)
-    for name in ("Control maps", "Image prompts", "LoRAs", "More settings", "Strips and tables", "Presets and sharing"):
+    for name in (CONTROLS, "Image prompts", "LoRAs", "More settings", "Strips and tables", "Presets and sharing"):
         page.get_by_text(name, exact=True).click()
     page.get_by_role("button", name="Add a control").click()
     page.get_by_role("button", name="Add an image prompt").click()

@@ -84,7 +84,8 @@ def test_words_find_the_mask(form: Page) -> None:
     assert job["request"]["task"] == "inpaint"
     words.fill("a car")
     form.get_by_role("button", name="Find").click()
-    expect(form.get_by_text("knows these words")).to_be_visible()
+    expect(form.locator('.canvas-tools [data-field="mask_words"]')).to_contain_text("finds only: ")
+    expect(words).to_have_attribute("aria-invalid", "true")
 
 
 def test_mask_is_edited(form: Page) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from .form import DROP, EXAMPLES, FEW, MANY, PASTE, generate, open_form, put_image, result, set_number
+from .form import CONTROLS, DROP, EXAMPLES, FEW, MANY, PASTE, generate, open_form, put_image, result, set_number
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_image_is_dropped_run_and_compared(form: Page) -> None:
     form.get_by_role("button", name="100 %").click()
     width = result(form).evaluate("element => element.getBoundingClientRect().width")
     assert width == 128 / form.evaluate("devicePixelRatio")
+    # In a narrow and high window the width is what limits the image.
+    form.get_by_role("button", name="100 %").click()
+    form.set_viewport_size({"width": 1000, "height": 1400})
+    inner, outer = (form.locator(name).bounding_box() for name in (".canvas", ".viewport"))
+    assert inner
+    assert outer
+    assert outer["x"] < inner["x"] < inner["x"] + inner["width"] < outer["x"] + outer["width"]
 
 
 def test_image_is_pasted_and_run_by_keyboard(form: Page) -> None:
@@ -58,6 +65,39 @@ def test_result_becomes_the_next_input(form: Page) -> None:
         form.get_by_role("button", name="Generate").click()
     assert sent.value.post_data_json["image"] == job["images"][0]["sha256"]
     result(form).wait_for()
+
+
+def test_variants_of_a_result_leave_the_form_as_it_is(form: Page) -> None:
+    put_image(form)
+    form.get_by_label("Prompt", exact=True).fill("a lake")
+    generate(form)
+    form.get_by_label("Prompt", exact=True).fill("something else")
+    with form.expect_response(lambda response: response.url.endswith("/img2img")) as submitted:
+        form.get_by_role("button", name="More like this").click()
+    request = submitted.value.request.post_data_json
+    assert (request["prompt"], request["strength"], request["num_images"]) == ("a lake", 0.5, 4)
+    form.locator(".tile").nth(3).wait_for()
+    expect(form.get_by_label("Prompt", exact=True)).to_have_value("something else")
+    expect(form.get_by_role("spinbutton", name="Images")).to_have_value("1")
+    with form.expect_request(lambda request: request.url.endswith("/img2img")) as sent:
+        form.get_by_role("button", name="Generate").click()
+    assert sent.value.post_data_json["image"] != request["image"]
+
+
+def test_what_is_wrong_is_shown_where_it_was_given(form: Page) -> None:
+    form.evaluate(DROP.replace("image/png", "text/plain"), [list(b"text"), "note.txt"])
+    expect(form.locator(".input-image > .error")).to_contain_text("“note.txt” is not an image")
+    put_image(form)
+    expect(form.locator(".input-image > .error")).to_have_count(0)
+    seed, run = form.get_by_label("Seed", exact=True), form.locator(".run")
+    seed.fill("abc")
+    seed.blur()
+    expect(run).to_be_disabled()
+    expect(seed).to_have_value("abc")
+    expect(form.locator(".field").filter(has=seed)).to_contain_text("a whole number")
+    seed.fill("7")
+    seed.blur()
+    expect(run).to_be_enabled()
 
 
 def test_running_job_shows_progress_and_can_be_cancelled(form: Page) -> None:
@@ -106,7 +146,7 @@ def test_rejected_field_shows_the_sentence_of_the_service(form: Page, demo_url: 
 
 def test_control_map_is_previewed(form: Page) -> None:
     put_image(form, name="rendered.png")
-    form.get_by_text("Control maps", exact=True).click()
+    form.get_by_text(CONTROLS, exact=True).click()
     form.get_by_role("button", name="Add a control").click()
     form.get_by_role("button", name="Preview the map").click()
     expect(form.get_by_role("img", name="Control map: canny")).to_be_visible()
@@ -117,13 +157,18 @@ def test_control_map_is_previewed(form: Page) -> None:
 
 def test_edit_and_upscale(form: Page) -> None:
     put_image(form)
+    set_number(form, "Strength", "1")
     form.get_by_text("Edit", exact=True).click()
     form.get_by_label("Instruction").fill("make it night")
     assert generate(form)["request"]["task"] == "edit"
-    form.get_by_text("Upscale", exact=True).click()
+    form.get_by_role("button", name="Upscale this").click()
     form.get_by_label("Enlarge").select_option("2")
     job = generate(form)
     assert (job["request"]["task"], job["images"][0]["width"]) == ("upscale", 256)
+    # Each task has a strength of its own.
+    assert job["request"]["strength"] == 0.3
+    form.get_by_text("Transform", exact=True).click()
+    expect(form.get_by_role("spinbutton", name="Strength")).to_have_value("1")
 
 
 def test_background_is_transparent_or_replaced(form: Page) -> None:
@@ -206,7 +251,7 @@ def test_form_shows_only_what_the_model_can_do(page: Page, demo_url: str) -> Non
     page.route("**/models", answer)
     page.goto(demo_url)
     page.get_by_label("Prompt", exact=True).wait_for()
-    hidden = ("Negative prompt", "Guidance", "Control maps", "Image prompts", "LoRAs", "Upscale", "Background", "Speed")
+    hidden = ("Negative prompt", "Guidance", CONTROLS, "Image prompts", "LoRAs", "Upscale", "Background", "Speed")
     for name in hidden:
         assert page.get_by_text(name, exact=True).count() == 0, name
     page.get_by_label("Model").select_option("able")
@@ -261,7 +306,7 @@ def test_phone_has_no_horizontal_scrolling(phone: Page) -> None:
 
     assert not is_too_wide()
     put_image(phone)
-    for name in ("Control maps", "Image prompts", "LoRAs", "More settings"):
+    for name in (CONTROLS, "Image prompts", "LoRAs", "More settings"):
         phone.get_by_text(name, exact=True).click()
     phone.get_by_role("button", name="Add a control").click()
     phone.get_by_role("button", name="Add an image prompt").click()

@@ -3,6 +3,7 @@ import { Header } from "./components/header";
 import { History } from "./components/history";
 import { InputImage } from "./components/input-image";
 import { KeyDialog } from "./components/key-dialog";
+import { ModelNote } from "./components/model-note";
 import { Result } from "./components/result";
 import { RunBar } from "./components/run-bar";
 import { t } from "./i18n";
@@ -15,6 +16,7 @@ export function App() {
         {t().app.skip}
       </a>
       <Header />
+      <ModelNote />
       <main class="columns">
         <section class="column input-column" aria-label={t().input.title}>
           <InputImage />

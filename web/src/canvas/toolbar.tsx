@@ -1,9 +1,9 @@
 import { useSignal } from "@preact/signals";
-import { FieldError } from "../components/field-error";
+import { FieldError, invalid } from "../components/field-error";
 import { Slider } from "../components/slider";
 import { t } from "../i18n";
-import { findMask, isFinding } from "../state/find-mask";
-import { formError, mask, set, values } from "../state/form";
+import { clearWordsError, findMask, isFinding, WORDS } from "../state/find-mask";
+import { inputError, mask, set, values } from "../state/form";
 import type { StoredImage } from "../state/images";
 import { card } from "../state/models";
 import { margins, SIDES, setMargin } from "./frame";
@@ -93,7 +93,7 @@ function BrushOptions({ image }: { image: StoredImage }) {
     try {
       add({ kind: "load", image: await maskFromFile(file) });
     } catch {
-      formError.value = t().input.unreadable(file.name);
+      inputError.value = t().input.unreadable(file.name);
     }
   };
   return (
@@ -132,32 +132,38 @@ function MaskWords({ image }: { image: StoredImage }) {
   const words = useSignal("");
   const find = () => void findMask(image, words.value);
   return (
-    <div class="tool-row">
-      <input
-        type="text"
-        name="mask.text"
-        list="mask-words"
-        maxLength={200}
-        aria-label={texts.words}
-        placeholder={texts.wordsHint}
-        value={words.value}
-        onInput={(event) => {
-          words.value = event.currentTarget.value;
-        }}
-        onKeyDown={(event) => {
-          if (event.key !== "Enter") return;
-          event.preventDefault();
-          find();
-        }}
-      />
-      <datalist id="mask-words">
-        {(card.value?.mask_words ?? []).map((word) => (
-          <option key={word} value={word} />
-        ))}
-      </datalist>
-      <button type="button" onClick={find} disabled={isFinding.value || words.value.trim() === ""}>
-        {isFinding.value ? texts.finding : texts.find}
-      </button>
+    <div class="field">
+      <label for="mask-text">{texts.words}</label>
+      <div class="joined">
+        <input
+          id="mask-text"
+          type="text"
+          name="mask.text"
+          list="mask-words"
+          maxLength={200}
+          placeholder={texts.wordsHint}
+          value={words.value}
+          onInput={(event) => {
+            words.value = event.currentTarget.value;
+            clearWordsError();
+          }}
+          {...invalid(WORDS)}
+          onKeyDown={(event) => {
+            if (event.key !== "Enter") return;
+            event.preventDefault();
+            find();
+          }}
+        />
+        <datalist id="mask-words">
+          {(card.value?.mask_words ?? []).map((word) => (
+            <option key={word} value={word} />
+          ))}
+        </datalist>
+        <button type="button" onClick={find} disabled={isFinding.value || words.value.trim() === ""}>
+          {isFinding.value ? texts.finding : texts.find}
+        </button>
+      </div>
+      <FieldError field={WORDS} />
     </div>
   );
 }

@@ -70,7 +70,9 @@ function Row({ row, index, types }: { row: ControlRow; index: number; types: str
           }}
         >
           {types.map((type) => (
-            <option key={type}>{type}</option>
+            <option key={type} value={type}>
+              {texts.types[type] ? `${type} – ${texts.types[type]}` : type}
+            </option>
           ))}
         </select>
         <button
@@ -88,8 +90,7 @@ function Row({ row, index, types }: { row: ControlRow; index: number; types: str
           onChange={(image) => change(row.key, { image })}
           onError={(message) => (formError.value = message)}
         />
-        {row.preprocess && <MapPreview row={row} />}
-        <label class="check">
+        <label class="check" title={texts.isMapHint}>
           <input
             type="checkbox"
             checked={!row.preprocess}
@@ -99,6 +100,7 @@ function Row({ row, index, types }: { row: ControlRow; index: number; types: str
           {texts.isMap}
         </label>
       </div>
+      {row.preprocess && <MapPreview row={row} />}
       <Slider
         field={`${field}.scale`}
         label={texts.scale}

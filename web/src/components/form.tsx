@@ -1,8 +1,7 @@
-import { useEffect, useState } from "preact/hooks";
 import { t } from "../i18n";
 import { modesOf } from "../lib/capability";
 import { takes } from "../lib/request";
-import { fieldErrors, formError, type Mode, mode, set, values } from "../state/form";
+import { changeMode, type Mode, set, values } from "../state/form";
 import { card } from "../state/models";
 import { situation } from "../state/situation";
 import { BackgroundPrompt } from "./background";
@@ -45,6 +44,7 @@ export function Form() {
         />
       )}
       <BackgroundPrompt />
+      <Strength />
       {takes(now, "negative_prompt") && (
         <TextField
           field="negative_prompt"
@@ -56,7 +56,6 @@ export function Form() {
         />
       )}
       <References />
-      <Strength />
       <Settings />
       <Controls />
       <ImagePrompts />
@@ -64,7 +63,6 @@ export function Form() {
       <MoreSettings />
       <Strips />
       <Presets />
-      <OtherErrors />
     </div>
   );
 }
@@ -82,25 +80,11 @@ function Modes() {
             name="mode"
             value={one}
             checked={situation.value?.mode === one}
-            onChange={() => (mode.value = one)}
+            onChange={() => changeMode(situation.value?.mode ?? one, one)}
           />
           {t().mode[one]}
         </label>
       ))}
     </div>
-  );
-}
-
-/** The error of a request that no field shows. */
-function OtherErrors() {
-  const [isShown, setIsShown] = useState(false);
-  const [message, errors] = [formError.value, fieldErrors.value];
-  // After the fields have shown theirs.
-  useEffect(() => setIsShown(document.querySelector("[data-field]") !== null), [message, errors]);
-  if (!message || isShown) return null;
-  return (
-    <p class="error" role="alert">
-      {message}
-    </p>
   );
 }

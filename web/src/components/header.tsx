@@ -2,6 +2,7 @@ import { type Language, language, t } from "../i18n";
 import { set } from "../state/form";
 import { card, models } from "../state/models";
 import { apiKey, isReachable, keyNeeded, wasRefused } from "../state/session";
+import { noModelText } from "../state/submitting";
 
 export function Header() {
   return (
@@ -77,11 +78,9 @@ function abilities(tasks: string[]): string[] {
 }
 
 function Status() {
-  const isConnecting = models.value === null;
   let text = "";
   if (!isReachable.value) text = t().service.away;
-  else if (isConnecting && !keyNeeded.value) text = t().service.connecting;
-  else if (models.value?.length === 0) text = t().service.noWorker;
+  else if (!models.value?.length && !keyNeeded.value) text = noModelText();
   return (
     <p class={`status ${isReachable.value ? "" : "is-away"}`} role="status">
       {text}

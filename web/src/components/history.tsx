@@ -2,9 +2,17 @@ import { useEffect } from "preact/hooks";
 import { ApiError } from "../api/client";
 import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
+import { longDuration } from "../lib/duration";
 import { useResultUrl } from "../lib/result-url";
 import { backdropOf } from "../lib/transparency";
-import { addToHistory, historyIds, loadHistory, nextCursor } from "../state/history";
+import {
+  addToHistory,
+  historyIds,
+  historyJobs,
+  keptSeconds,
+  loadHistory,
+  nextCursor,
+} from "../state/history";
 import { viewOf } from "../state/jobs";
 import { runs, showError, showJob } from "../state/runs";
 
@@ -14,10 +22,12 @@ export function History() {
   useEffect(() => {
     for (const id of submitted) if (!historyIds.value.includes(id)) addToHistory(id);
   }, [submitted.length]);
-  const ids = historyIds.value.filter((id) => viewOf(id).value);
+  const ids = historyJobs.value.map(({ id }) => id);
+  const seconds = keptSeconds.value;
   return (
     <section class="history" aria-labelledby="history-title">
       <h2 id="history-title">{t().history.title}</h2>
+      {seconds !== null && <p class="hint">{t().history.kept(longDuration(seconds))}</p>}
       {ids.length === 0 ? (
         <p class="hint">{t().history.empty}</p>
       ) : (
@@ -52,9 +62,11 @@ function Entry({ id }: { id: string }) {
   if (!view) return null;
   const { job } = view;
   const label = labelOf(job);
+  const tag = t().history.tags[job.request.task];
   return (
     <button type="button" class="history-entry" title={label} onClick={() => showJob(job)}>
       {job.images.length > 0 ? <Thumbnail job={job} /> : <span class="history-state">{stateText(job)}</span>}
+      {tag && <span class="history-tag">{tag}</span>}
       <span class="hidden">{t().history.open(label)}</span>
     </button>
   );
@@ -67,7 +79,9 @@ function Thumbnail({ job }: { job: Job }) {
 
 function labelOf({ request, created_at }: Job): string {
   const { prompt, instruction } = request as { prompt?: string; instruction?: string };
-  return prompt || instruction || new Date(created_at).toLocaleString();
+  const tag = t().history.tags[request.task];
+  const time = new Date(created_at).toLocaleString();
+  return prompt || instruction || (tag ? `${tag}, ${time}` : time);
 }
 
 function stateText({ status, progress }: Job): string {

@@ -1,18 +1,21 @@
 import { t } from "../i18n";
 import { newId } from "../lib/new-id";
-import { takes } from "../lib/request";
+import { isLostToMask, takes } from "../lib/request";
 import { formError, type ImagePromptRow, imagePrompts } from "../state/form";
 import { situation } from "../state/situation";
 import { FieldError } from "./field-error";
 import { ImageSlot } from "./image-slot";
 import { Slider } from "./slider";
+import { Unavailable } from "./unavailable";
 
 const DEFAULT_SCALE = 0.6;
 
 /** Images whose content or style the result takes up. */
 export function ImagePrompts() {
   const now = situation.value;
-  if (!now || !takes(now, "image_prompts")) return null;
+  if (!now) return null;
+  if (isLostToMask(now, "image_prompts")) return <Unavailable title={t().imagePrompts.title} />;
+  if (!takes(now, "image_prompts")) return null;
   const rows = imagePrompts.value;
   const add = () => {
     imagePrompts.value = [...rows, { key: newId(), scale: DEFAULT_SCALE, image: null }];

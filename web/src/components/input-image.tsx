@@ -3,7 +3,7 @@ import { ImageCanvas } from "../canvas";
 import { t } from "../i18n";
 import { takes } from "../lib/request";
 import { chooseInput, removeInput } from "../state/actions";
-import { inputImage } from "../state/form";
+import { inputError, inputImage } from "../state/form";
 import type { StoredImage } from "../state/images";
 import { restoreSettings } from "../state/settings";
 import { situation } from "../state/situation";
@@ -20,6 +20,11 @@ export function InputImage() {
     <div class={`input-image ${isOver ? "is-over" : ""}`}>
       {image ? <Chosen image={image} /> : <Empty />}
       <FieldError field="image" />
+      {inputError.value && (
+        <p class="error" role="alert">
+          {inputError.value}
+        </p>
+      )}
     </div>
   );
 }
@@ -102,8 +107,10 @@ function FileButton({ label, isPrimary = false }: { label: string; isPrimary?: b
 function useDropAndPaste(): boolean {
   const [isOver, setIsOver] = useState(false);
   useEffect(() => {
-    const take = (event: Event, files: FileList | undefined) => {
-      const file = [...(files ?? [])].find(({ type }) => type.startsWith("image/"));
+    // A file that is no image is refused with a message when it is dropped; what is pasted may be meant for a field.
+    const take = (event: Event, files: FileList | undefined, isDropped = false) => {
+      const all = [...(files ?? [])];
+      const file = all.find(({ type }) => type.startsWith("image/")) ?? (isDropped ? all[0] : undefined);
       if (!file) return;
       event.preventDefault();
       void chooseInput(file, file.name);
@@ -119,7 +126,7 @@ function useDropAndPaste(): boolean {
     const drop = (event: DragEvent) => {
       setIsOver(false);
       // Places with a use of their own for a file have taken it.
-      if (!event.defaultPrevented) take(event, event.dataTransfer?.files);
+      if (!event.defaultPrevented) take(event, event.dataTransfer?.files, true);
     };
     const paste = (event: ClipboardEvent) => take(event, event.clipboardData?.files);
     const listeners = { dragover: over, dragleave: leave, drop, paste } as unknown as Record<

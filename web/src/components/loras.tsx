@@ -1,14 +1,17 @@
 import { t } from "../i18n";
-import { takes } from "../lib/request";
+import { isLostToMask, takes } from "../lib/request";
 import { set, values } from "../state/form";
 import { situation } from "../state/situation";
 import { FieldError } from "./field-error";
 import { Slider } from "./slider";
+import { Unavailable } from "./unavailable";
 
 /** A slider for each LoRA of the model; at 0 it is not applied. */
 export function Loras() {
   const now = situation.value;
-  if (!now || !takes(now, "loras")) return null;
+  if (!now) return null;
+  if (isLostToMask(now, "loras")) return <Unavailable title={t().loras.title} />;
+  if (!takes(now, "loras")) return null;
   const chosen = values.value.loras ?? [];
   const change = (name: string, scale = 0) => {
     const others = chosen.filter((lora) => lora.name !== name);

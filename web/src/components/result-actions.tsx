@@ -1,9 +1,12 @@
 import type { Img2ImgRequest, Job, JobImage } from "../api/generated/types.gen";
 import { t } from "../i18n";
+import { canUpscale } from "../lib/capability";
 import { duration } from "../lib/duration";
+import { fileName } from "../lib/file-name";
 import { useResultUrl } from "../lib/result-url";
-import { isMakingMore, moreLikeThis, restoreJob, useResult } from "../state/actions";
+import { isMakingMore, moreLikeThis, restoreJob, upscaleResult, useResult } from "../state/actions";
 import { set } from "../state/form";
+import { card } from "../state/models";
 import { CopyAs } from "./copy-as";
 
 interface Props {
@@ -23,12 +26,21 @@ export function ResultActions({ job, image, request, imageId }: Props) {
   return (
     <>
       <div class="actions">
-        <a class="button" href={url ?? undefined} download={`${job.id}-${image.index}.png`}>
+        <a class="button" href={url ?? undefined} download={fileName(job, image)}>
           {texts.download}
         </a>
         <button type="button" onClick={() => void useResult(job.id, image.index)}>
           {texts.useAsInput}
         </button>
+        {card.value && canUpscale(card.value) && (
+          <button
+            type="button"
+            title={texts.upscaleHint}
+            onClick={() => void upscaleResult(job.id, image.index)}
+          >
+            {texts.upscale}
+          </button>
+        )}
         {isGenerated && (
           <>
             <button

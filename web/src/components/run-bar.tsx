@@ -1,7 +1,8 @@
-import { useEffect } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { t } from "../i18n";
 import { takes } from "../lib/request";
 import { STRENGTHS } from "../lib/strips";
+import { fieldErrors, formError } from "../state/form";
 import { planFor } from "../state/plans";
 import { situation } from "../state/situation";
 import { isSubmitting, start, whyNot } from "../state/submitting";
@@ -21,6 +22,7 @@ export function RunBar() {
   const now = situation.value;
   return (
     <div class="run-bar">
+      <OtherErrors />
       <div class="run-buttons">
         <button type="button" class="primary run" disabled={reason !== ""} onClick={() => void start()}>
           {isSubmitting.value ? t().run.submitting : t().run.run}
@@ -40,5 +42,19 @@ export function RunBar() {
       </div>
       {reason && !isSubmitting.value && <p class="hint">{reason}</p>}
     </div>
+  );
+}
+
+/** The error of a request that no field shows. */
+function OtherErrors() {
+  const [isShown, setIsShown] = useState(false);
+  const [message, errors] = [formError.value, fieldErrors.value];
+  // After the fields have shown theirs.
+  useEffect(() => setIsShown(document.querySelector("[data-field]") !== null), [message, errors]);
+  if (!message || isShown) return null;
+  return (
+    <p class="error" role="alert">
+      {message}
+    </p>
   );
 }

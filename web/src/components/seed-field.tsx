@@ -1,6 +1,6 @@
 import { useId } from "preact/hooks";
 import { t } from "../i18n";
-import { set, values } from "../state/form";
+import { set, typeSeed, values, wrongSeed } from "../state/form";
 import { FieldError, invalid } from "./field-error";
 
 /** The seed; empty: the service chooses one. */
@@ -17,15 +17,14 @@ export function SeedField() {
           type="text"
           inputMode="numeric"
           placeholder={t().form.random}
-          value={seed ?? ""}
+          value={wrongSeed.value || (seed ?? "")}
           {...invalid("seed")}
-          onChange={({ currentTarget: { value } }) =>
-            set({ seed: value.trim() === "" ? undefined : Number(value) })
-          }
+          {...(wrongSeed.value && { "aria-invalid": true, "aria-describedby": `${id}-rule` })}
+          onChange={({ currentTarget: { value } }) => typeSeed(value)}
         />
         <button
           type="button"
-          disabled={seed === undefined}
+          disabled={seed === undefined && !wrongSeed.value}
           title={t().form.random}
           onClick={() => set({ seed: undefined })}
         >
@@ -33,6 +32,11 @@ export function SeedField() {
           <span class="hidden">{t().form.random}</span>
         </button>
       </div>
+      {wrongSeed.value && (
+        <p class="error" id={`${id}-rule`}>
+          {t().form.seedRule}
+        </p>
+      )}
       <FieldError field="seed" />
     </div>
   );

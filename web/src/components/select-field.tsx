@@ -7,10 +7,12 @@ interface Props {
   /** Empty: the first option, which leaves the field to the service. */
   value: string;
   options: { value: string; label: string }[];
+  /** Why the field cannot be set; empty if it can. */
+  whyNot?: string;
   onChange: (value: string) => void;
 }
 
-export function SelectField({ field, label, value, options, onChange }: Props) {
+export function SelectField({ field, label, value, options, whyNot = "", onChange }: Props) {
   const id = useId();
   return (
     <div class="field">
@@ -19,6 +21,7 @@ export function SelectField({ field, label, value, options, onChange }: Props) {
         id={id}
         name={field}
         value={value}
+        disabled={whyNot !== ""}
         {...invalid(field)}
         onChange={(event) => onChange(event.currentTarget.value)}
       >
@@ -28,6 +31,7 @@ export function SelectField({ field, label, value, options, onChange }: Props) {
           </option>
         ))}
       </select>
+      {whyNot && <p class="hint">{whyNot}</p>}
       <FieldError field={field} />
     </div>
   );

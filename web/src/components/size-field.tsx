@@ -1,5 +1,5 @@
 import { t } from "../i18n";
-import { takes } from "../lib/request";
+import { isLostToMask, takes } from "../lib/request";
 import { set, values } from "../state/form";
 import { situation } from "../state/situation";
 import { FieldError } from "./field-error";
@@ -34,11 +34,12 @@ export function SizeField() {
         />
         <FieldError field="height" />
       </div>
-      {takes(now, "resize") && (
+      {(takes(now, "resize") || isLostToMask(now, "resize")) && (
         <SelectField
           field="resize"
           label={t().form.resize}
           value={resize ?? "crop"}
+          whyNot={takes(now, "resize") ? "" : t().form.notWithMask}
           options={RESIZES.map((name) => ({ value: name, label: t().form.resizes[name] ?? name }))}
           onChange={(name) => set({ resize: name as (typeof RESIZES)[number] })}
         />

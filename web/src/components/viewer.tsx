@@ -24,7 +24,11 @@ export function Viewer({ job, image, imageId }: Props) {
   // At least one pixel of the screen for each of the image; small images are enlarged to be seen.
   const size = isActualSize
     ? { width: `${image.width / devicePixelRatio}px` }
-    : { aspectRatio: `${image.width} / ${image.height}` };
+    : {
+        aspectRatio: `${image.width} / ${image.height}`,
+        // As wide as the page permits, but no higher than the limit.
+        maxWidth: `calc(var(--stage-height) * ${image.width / image.height})`,
+      };
   return (
     <div class="stage">
       <div class={`viewport ${isActualSize ? "is-actual" : ""}`} tabIndex={isActualSize ? 0 : undefined}>

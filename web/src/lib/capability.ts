@@ -8,8 +8,12 @@ export function modesOf(card: Card): Mode[] {
   const modes: Mode[] = [];
   if (has(card, "img2img") || has(card, "inpaint") || has(card, "control")) modes.push("transform");
   if (has(card, "edit")) modes.push("edit");
-  if ((card.upscales ?? []).length > 0) modes.push("upscale");
+  if (canUpscale(card)) modes.push("upscale");
   return modes;
+}
+
+export function canUpscale(card: Card): boolean {
+  return (card.upscales ?? []).length > 0;
 }
 
 export function has(card: Card, task: Task): boolean {

@@ -1,6 +1,8 @@
 import { describe, expect, it } from "vitest";
+import type { Job, JobImage } from "../api/generated/types.gen";
 import type { Values } from "../state/form";
-import { buildRequest, takes, taskOf } from "./request";
+import { fileName } from "./file-name";
+import { buildRequest, isLostToMask, takes, taskOf } from "./request";
 import { CARD, situationWith } from "./testing";
 
 const IMAGE = { image: "a".repeat(64) };
@@ -174,4 +176,25 @@ describe("buildRequest", () => {
     });
     expect(request).toMatchObject({ mask: "b".repeat(64), mask_blur: 8 });
   });
+});
+
+it("knows what only a mask takes away", () => {
+  const masked = situationWith({ hasMask: true });
+  expect(["loras", "resize", "strength"].map((field) => isLostToMask(masked, field as "loras"))).toEqual([
+    true,
+    true,
+    false,
+  ]);
+  expect(isLostToMask(situationWith(), "loras")).toBe(false);
+  // Not lost: an edit has none either.
+  expect(isLostToMask(situationWith({ hasMask: true, mode: "edit" }), "resize")).toBe(false);
+});
+
+it("names the file of a result after its prompt and seed", () => {
+  const image = { index: 0, seed: 7 } as JobImage;
+  const named = (request: object) =>
+    fileName({ id: "a1b2c3d4e5", request: request as Job["request"] }, image);
+  expect(named({ task: "img2img", prompt: "A house, by the lake!" })).toBe("a-house-by-the-lake-7.png");
+  expect(named({ task: "edit", instruction: "画成夜晚" })).toBe("画成夜晚-7.png");
+  expect(named({ task: "mask" })).toBe("mask-a1b2c3d4-0.png");
 });

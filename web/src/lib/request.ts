@@ -143,6 +143,13 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
   }
 }
 
+/** Whether the model takes a field only as long as there is no mask, no margin and no new background. */
+export function isLostToMask(situation: Situation, field: keyof Img2ImgRequest): boolean {
+  if (taskOf(situation) !== "inpaint" || takes(situation, field)) return false;
+  const values = { ...situation.values, outpaint: undefined, background: undefined };
+  return takes({ ...situation, values, hasMask: false }, field);
+}
+
 // Values can come from a link of another person, which must not send images or the URL of a webhook.
 const NOT_SETTINGS = new Set(["webhook", "image", "images", "mask", "controls", "image_prompts"]);
 

@@ -4,13 +4,25 @@ import { effect, signal } from "@preact/signals";
 import { ApiError, fetchFromService, uploadImage } from "../api/client";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
-import { buildRequest, type Images, takes } from "../lib/request";
+import { modesOf } from "../lib/capability";
+import { buildRequest, type Images, type Situation, takes } from "../lib/request";
 import { restored } from "../lib/restore";
-import { controls, fieldErrors, formError, imagePrompts, inputImage, mask, references, values } from "./form";
+import {
+  changeMode,
+  controls,
+  fieldErrors,
+  imagePrompts,
+  inputError,
+  inputImage,
+  mask,
+  references,
+  values,
+} from "./form";
 import { restoreImage, type StoredImage, storeImage, uploaded } from "./images";
+import { card } from "./models";
 import { showError, submit } from "./runs";
 import { saved } from "./saved";
-import { apply, restoreSettings } from "./settings";
+import { restoreSettings } from "./settings";
 import { situation } from "./situation";
 
 /** Id of the input image in the browser's storage. */
@@ -20,10 +32,9 @@ const inputId = saved<string | null>("input", null);
 export async function chooseInput(file: Blob, name: string): Promise<void> {
   try {
     replaceInput(await storeImage(file, name));
-    formError.value = "";
     fieldErrors.value = fieldErrors.value.filter(({ field }) => field !== "image");
   } catch {
-    formError.value = t().input.unreadable(name);
+    inputError.value = t().input.unreadable(name);
   }
 }
 
@@ -31,6 +42,7 @@ function replaceInput(image: StoredImage | null): void {
   // Object URLs of earlier images stay valid: runs show them.
   inputImage.value = image;
   mask.value = null;
+  inputError.value = "";
   inputId.value = image?.id ?? null;
 }
 
@@ -48,8 +60,7 @@ export async function restoreInput(): Promise<void> {
 /** Use a result image of a job as the input image. Returns whether the service still had it. */
 export async function useResult(jobId: string, index: number): Promise<boolean> {
   try {
-    const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
-    await chooseInput(await response.blob(), `${jobId}-${index}.png`);
+    replaceInput(await resultImage(jobId, index));
     return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -58,12 +69,23 @@ export async function useResult(jobId: string, index: number): Promise<boolean> 
   }
 }
 
+/** Use a result image as the input of "Upscale". */
+export async function upscaleResult(jobId: string, index: number): Promise<void> {
+  const mode = situation.value?.mode;
+  if (mode && (await useResult(jobId, index))) changeMode(mode, "upscale");
+}
+
+async function resultImage(jobId: string, index: number): Promise<StoredImage> {
+  const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
+  return storeImage(await response.blob(), `${jobId}-${index}.png`);
+}
+
 /** Whether variants of a result are being submitted. */
 export const isMakingMore = signal(false);
 
 const SIMILAR = { strength: 0.5, num_images: 4 };
 
-/** Make variants of a result: it becomes the input image, with the prompt of its job and a moderate strength. */
+/** Make variants of a result, with the prompt of its job and a moderate strength. The form keeps its image and settings. */
 export async function moreLikeThis(job: Job, index: number): Promise<void> {
   // A second click while the first one is being followed would make four more.
   if (isMakingMore.value) return;
@@ -76,24 +98,38 @@ export async function moreLikeThis(job: Job, index: number): Promise<void> {
 }
 
 async function makeVariants(job: Job, index: number): Promise<void> {
-  if (!(await useResult(job.id, index))) return;
+  const model = card.value;
+  if (!model) return;
   const { values: settings } = restored(job.request);
   const { background } = settings;
   const replaced = typeof background === "object" ? background.prompt : "";
   const prompt = settings.prompt ?? settings.instruction ?? replaced;
-  apply({
-    mode: "transform",
-    // A background that was replaced is part of the new input.
+  const now: Situation = {
+    card: model,
+    mode: modesOf(model)[0] ?? "transform",
     values: {
       ...values.value,
       ...SIMILAR,
       prompt,
+      instruction: prompt,
       seed: undefined,
+      outpaint: undefined,
+      // A background that was replaced is part of the new input.
       background: replaced ? undefined : background,
     },
-    controls: [],
-  });
-  await run();
+    hasImage: true,
+    hasMask: false,
+    hasControls: false,
+  };
+  try {
+    const input = await resultImage(job.id, index);
+    const images: Images = { image: await uploaded(input) };
+    if (takes(now, "image_prompts")) images.image_prompts = await promptImages();
+    await submit([{ label: "", request: buildRequest(now, images) }], { imageId: input.id });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(error);
+  }
 }
 
 /** Put the settings of a job into the form, and its input image if the browser has it. */
@@ -101,6 +137,7 @@ export async function restoreJob(job: Job, imageId: string | null): Promise<void
   restoreSettings(job.request);
   const image = imageId && imageId !== inputImage.value?.id ? await restoreImage(imageId) : null;
   if (image) replaceInput(image);
+  else if (!imageId || imageId !== inputImage.value?.id) inputError.value = t().input.notRestored;
 }
 
 /** Upload the images of the form and return the request. Throws ApiError. */
@@ -119,12 +156,14 @@ export async function currentRequest(): Promise<Img2ImgRequest | null> {
     );
   }
   if (takes(now, "image_prompts")) {
-    const rows = imagePrompts.value.flatMap(({ image, scale }) => (image ? [{ image, scale }] : []));
-    images.image_prompts = await Promise.all(
-      rows.map(async ({ image, scale }) => ({ image: await uploaded(image), scale })),
-    );
+    images.image_prompts = await promptImages();
   }
   return buildRequest(now, images);
+}
+
+function promptImages(): Promise<NonNullable<Images["image_prompts"]>> {
+  const rows = imagePrompts.value.flatMap(({ image, scale }) => (image ? [{ image, scale }] : []));
+  return Promise.all(rows.map(async ({ image, scale }) => ({ image: await uploaded(image), scale })));
 }
 
 async function maskReference(): Promise<string | undefined> {

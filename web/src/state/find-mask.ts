@@ -4,18 +4,21 @@ import { submitMask } from "../api/generated/sdk.gen";
 import type { Job } from "../api/generated/types.gen";
 import { maskFromFile } from "../canvas/operations";
 import { add } from "../canvas/state";
-import { formError, inputImage, values } from "./form";
+import { fieldErrors, inputImage, values } from "./form";
 import { type StoredImage, uploaded } from "./images";
 import { isOver, track, viewOf } from "./jobs";
 
 /** Whether the model is looking for what words name. */
 export const isFinding = signal(false);
 
-/** Let the model find what words name in the image, and take it as the mask. Errors are shown in the form. */
+/** The field of the words among the errors of the fields. */
+export const WORDS = "mask_words";
+
+/** Let the model find what words name in the image, and take it as the mask. Errors are shown at the words. */
 export async function findMask(image: StoredImage, text: string): Promise<void> {
   if (isFinding.value || text.trim() === "") return;
   isFinding.value = true;
-  formError.value = "";
+  clearWordsError();
   try {
     const body = { image: await uploaded(image), text, model: values.value.model };
     const { data } = await submitMask({ body, throwOnError: true });
@@ -28,10 +31,16 @@ export async function findMask(image: StoredImage, text: string): Promise<void> 
     if (inputImage.value?.id === image.id) add({ kind: "load", image: mask });
   } catch (error) {
     const fields = error instanceof ApiError ? error.fields.map(({ message }) => message) : [];
-    formError.value = fields.join("; ") || (error instanceof Error ? error.message : String(error));
+    const message = fields.join("; ") || (error instanceof Error ? error.message : String(error));
+    fieldErrors.value = [...fieldErrors.value, { field: WORDS, message }];
   } finally {
     isFinding.value = false;
   }
+}
+
+/** Forget why words were not found. */
+export function clearWordsError(): void {
+  fieldErrors.value = fieldErrors.value.filter(({ field }) => field !== WORDS);
 }
 
 /** Wait until a job that the page follows has ended, or is no longer available. */

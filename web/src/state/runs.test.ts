@@ -1,6 +1,10 @@
 import { afterEach, expect, it, vi } from "vitest";
+import type { Job } from "../api/generated/types.gen";
+import { longDuration } from "../lib/duration";
 import { useResult } from "./actions";
 import { fieldErrors, formError } from "./form";
+import { addToHistory, historyIds, historyJobs, keptSeconds } from "./history";
+import { track } from "./jobs";
 import { cancelRun, runs, submit } from "./runs";
 
 afterEach(() => vi.unstubAllGlobals());
@@ -86,4 +90,20 @@ it("shows why a result cannot be used", async () => {
   fieldErrors.value = [];
   expect(await useResult("a1", 0)).toBe(false);
   expect(formError.value).toBe("The job has expired.");
+});
+
+it("lists the newest jobs first, also those that only this tab knows", () => {
+  const jobs = ["old", "new", "middle"].map((id, day) => ({
+    ...JOB,
+    id,
+    status: "succeeded",
+    created_at: `2026-01-0${[1, 3, 2][day]}T00:00:00Z`,
+    finished_at: "2026-01-04T00:00:00Z",
+    expires_at: "2026-01-05T00:00:00Z",
+  }));
+  for (const job of jobs) track(job as unknown as Job);
+  historyIds.value = ["new", "middle"];
+  addToHistory("old");
+  expect(historyJobs.value.map(({ id }) => id)).toEqual(["new", "middle", "old"]);
+  expect(longDuration(keptSeconds.value ?? 0)).toBe("24 hours");
 });

@@ -4,7 +4,7 @@ import type { Job } from "../api/generated/types.gen";
 import { newId } from "../lib/new-id";
 import { type Restored, type RestoredControl, restored } from "../lib/restore";
 import { fromHash, toHash } from "../lib/share";
-import { controls, fieldErrors, formError, mode, type Values, values } from "./form";
+import { controls, fieldErrors, formError, mode, type Values, values, wrongSeed } from "./form";
 import { saved } from "./saved";
 
 export interface Preset {
@@ -28,6 +28,7 @@ export function apply({ mode: newMode, values: newValues, controls: rows }: Rest
   controls.value = rows.map((row) => ({ ...base, ...row, key: newId() }));
   fieldErrors.value = [];
   formError.value = "";
+  wrongSeed.value = "";
 }
 
 /** Put the settings of a job, or of the metadata of a result, into the form. */

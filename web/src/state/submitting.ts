@@ -1,7 +1,8 @@
 import { signal } from "@preact/signals";
 import { t } from "../i18n";
 import { type Plan, run } from "./actions";
-import { inputImage } from "./form";
+import { inputImage, wrongSeed } from "./form";
+import { isModelLoading, models } from "./models";
 import { shownKey } from "./runs";
 import { isReachable } from "./session";
 import { situation } from "./situation";
@@ -31,6 +32,13 @@ export function whyNot(): string {
   if (isSubmitting.value) return t().run.submitting;
   if (!isReachable.value) return t().service.away;
   const now = situation.value;
-  if (!now) return t().service.connecting;
+  if (!now) return noModelText();
+  if (wrongSeed.value) return t().form.seedRule;
   return inputImage.value || now.hasControls ? "" : t().run.needsImage;
+}
+
+/** Why there is no model. */
+export function noModelText(): string {
+  if (models.value === null) return t().service.connecting;
+  return isModelLoading.value ? t().service.loading : t().service.noWorker;
 }
