@@ -91,7 +91,7 @@ class Supervisor:
         check_store(self._settings)
         self._add("webhooks", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
         self._start_workers()
-        self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
+        self._add("api", [*PYTHON, "img2img.app.cli", "api", "--part-of-serve"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
             self._wait_until(lambda: is_ready(http, self._report))
 
