@@ -92,7 +92,7 @@ class ApiKeys:
         return self._change(replace)
 
     def revoke(self, key_id: str) -> ApiKey | None:
-        """Delete a key, also if Redis has reached `maxmemory`. Its jobs remain.
+        """Delete a key, also in a Redis without memory. Its jobs remain.
 
         Returns:
             Its data, or None if there is no such key.

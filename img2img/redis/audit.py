@@ -49,7 +49,7 @@ class AuditEntry:
 
 
 def audit(redis: Redis, event: AuditEvent, *, actor: str, **details: object) -> None:
-    """Append an entry, also if Redis has reached `maxmemory`, and log it. A secret within a value is left out.
+    """Append an entry, also to a Redis without memory, and log it. A secret within a value is left out.
 
     Args:
         redis: The Redis server.

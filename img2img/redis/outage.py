@@ -21,7 +21,7 @@ def reason_of(error: Exception) -> str | None:
 
 
 def message_of(error: Exception) -> str:
-    """Return what a command prints about an error of Redis, with the remedy if it is known."""
+    """Return an error of Redis as one line, with the remedy for a full memory."""
     reason = reason_of(error)
     if reason == REASONS["not allowed when used memory"]:
         return f"{reason}: raise it, or delete jobs, then run this again"

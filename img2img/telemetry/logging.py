@@ -28,7 +28,7 @@ LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 OWN_LOGGERS = ("img2img",)
-# Logged at any level: administration, and where the API server listens.
+# Logged at any level: administration, and the address of the API server.
 START_LOGGER = "img2img.start"
 LOGGED_AT_ANY_LEVEL = ("img2img.redis.audit", START_LOGGER)
 # Messages of these errors name only hosts, files and numbers.

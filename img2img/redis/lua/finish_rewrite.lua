@@ -1,4 +1,4 @@
--- Counts the deletions that a rewrite of the append-only file has covered. ARGV: their number.
+-- Subtracts the deletions before a rewrite of the append-only file. ARGV: their number.
 -- include: when_full
 
 allow_when_full()
