@@ -1,5 +1,6 @@
 """Runs Redis, webhook dispatcher, worker and API server on one machine, for `img2img serve`."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -272,7 +273,9 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        can_use_another = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "; choose another with --port or IMG2IMG_PORT" if can_use_another else ""
+        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}{remedy}") from None
 
 
 def free_port() -> int:

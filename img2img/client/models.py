@@ -229,7 +229,7 @@ class BatchPage(_Response):
 
 
 class BatchProgressEvent(_Response):
-    """How far a batch is."""
+    """How far a batch is. `eta_s` is None when no job is waiting any more."""
 
     id: str
     status: str

@@ -154,8 +154,9 @@ def test_second_interrupt_kills_processes_of_serve(folder: Path) -> None:
 def test_serve_and_api_report_a_port_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: Address already in use")
-        assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith("Address already in use")
+        remedy = "Address already in use; choose another with --port or IMG2IMG_PORT"
+        assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: {remedy}")
+        assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith(f"port {port}: {remedy}")
 
 
 def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
