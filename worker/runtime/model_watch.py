@@ -159,7 +159,20 @@ class ModelWatch:
 
     def _apply(self) -> Selection:
         """Define the models, if they have changed."""
-        self._leave_out_unusable_loras()
+        self._reject_unusable_loras()
+        return self._define()
+
+    def leave_out_unusable_loras(self) -> bool:
+        """Define the models without LoRAs that could not be loaded. Returns whether there are any.
+
+        Raises:
+            RedisError: the queue cannot be read.
+        """
+        if rejected := self._reject_unusable_loras():
+            self._define()
+        return rejected
+
+    def _define(self) -> Selection:
         selection = self._selection.select(self._file, self._changes.by_model)
         removed = {name: config for name, config in self._defined.items() if name not in selection.configs}
         removed |= selection.removed
@@ -184,11 +197,12 @@ class ModelWatch:
                 self._registry.forget(name)
                 self._dropped.discard(name)
 
-    def _leave_out_unusable_loras(self) -> None:
-        """Leave out LoRAs that could not be loaded, so that the model has the others.
+    def _reject_unusable_loras(self) -> bool:
+        """Reject LoRAs that could not be loaded, so that the model has the others. Returns whether there are any.
 
         A model that is not loaded yet fails instead if its own definition names the LoRA.
         """
+        rejected = False
         for name, status in self._models.statuses().items():
             config = self._defined.get(name)
             if status.error is None or status.changing or config is None:
@@ -200,6 +214,8 @@ class ModelWatch:
                 if label:
                     log.warning("the LoRA %s is left out of the model %s until it changes%s", lora, name, reason)
                     self._selection.reject_lora(config, lora, reason.strip(": "))
+                    rejected = True
+        return rejected
 
     def _loras_of_definition(self, name: str) -> Collection[str]:
         """Return the LoRAs in the definition of a model, without those of a folder and those added by request."""
