@@ -1,6 +1,6 @@
 """LoRAs of a folder: every safetensors file in it is a LoRA, named by its file name without the suffix.
 
-Hyphens stand for characters that a name cannot have, see `lora_name_of`.
+Characters that a name cannot have become hyphens, see `lora_name_of`.
 """
 
 import logging
