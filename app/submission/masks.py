@@ -58,8 +58,8 @@ def check_words(text: str, card: ModelCard, field: str) -> None:
     """Raise ParameterError for words that the model does not know."""
     for phrase in split_words(text) if card.mask_words else ():
         if known_as(phrase, card.mask_words) is None:
-            message = f"The model {card.name} knows these words, of which commas separate several: "
-            raise ParameterError(field, message + ", ".join(card.mask_words), got=phrase)
+            message = f"This model finds only: {', '.join(card.mask_words)}; separate several with commas"
+            raise ParameterError(field, message, got=phrase)
 
 
 def mask_blur(request: Img2ImgRequest) -> int:

@@ -18,6 +18,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.domain.model_card import is_path
 from img2img.model_sources import SEPARATOR
 from img2img.private_files import make_private
 from img2img.redis.api_keys import ApiKeys
@@ -50,6 +51,7 @@ def running(settings: ApiSettings, announce: Callable[[], None] = lambda: None) 
         ServeError: It cannot start, or a worker cannot.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_model(settings)
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
@@ -241,6 +243,13 @@ def _check_signing(store: ObjectStore) -> None:
     except (UnusableStore, StoreError) as error:
         why = str(error).split("\n", 1)[0]
         raise ServeError(f"IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs: {why}") from None
+
+
+def check_model(settings: ApiSettings) -> None:
+    """Raise ServeError if the model is a file or folder that does not exist, before processes start for it."""
+    path = Path(settings.model).expanduser()
+    if settings.models_file is None and is_path(settings.model) and not path.exists():
+        raise ServeError(f"--model (IMG2IMG_MODEL): {path.absolute()} does not exist")
 
 
 def check_torch() -> None:

@@ -155,6 +155,8 @@ class WorkerModel(_Response):
     worker: str
     state: str
     detail: str | None = None
+    # Why, by name.
+    loras_left_out: dict[str, str] = {}
 
 
 class ModelDetails(_Response):

@@ -245,6 +245,12 @@ def test_demo_writes_an_image(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
 
 
+def test_serve_with_a_missing_model_file_fails_at_once(tmp_path: Path) -> None:
+    failed = img2img(tmp_path, "serve", "--model", "./missing.safetensors", "--data-dir", str(tmp_path / "data"))
+    assert one_line(failed) == f"img2img: --model (IMG2IMG_MODEL): {tmp_path}/missing.safetensors does not exist"
+    assert not (tmp_path / "data").exists()
+
+
 def test_check_torch_without_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2img.app.supervisor.supervisor.find_spec", lambda _name: None)
     with pytest.raises(ServeError, match=r"img2img-server\[worker\]"):

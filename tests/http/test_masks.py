@@ -79,7 +79,7 @@ ADD = "its operator can add a segmenter, as `segmenters."
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"mask": {"text": "a car"}}, "mask.text", "knows these words, of which commas separate several: house, tree"),
+        ({"mask": {"text": "a car"}}, "mask.text", "This model finds only: house, tree"),
         ({"mask": {}}, "mask", "Give one of `text`, `points` and `box`; it has none of them"),
         ({"mask": {"text": "a", "box": [0, 0, 1, 1]}}, "mask", "it has both `text` and `box`"),
         ({"mask": {"text": " ,. "}}, "mask.text", "Input should name something"),
