@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from img2img import AsyncClient
-from img2img.client import Job, JobFailed
+from img2img.client import ClientError, Job, JobFailed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -20,8 +20,10 @@ async def main(source: str, target: str, prompt: str) -> None:
     requests = [{"image": photo, "name": photo.stem, "prompt": prompt, "strength": 0.6, "seed": 1} for photo in photos]
     failed = 0
     async with AsyncClient() as client:
-        # Either all jobs are created, or none: an error names the photo, as `items.3.image`.
+        # Either all jobs are created, or none: an error names the photo, as `items.3.image`, and its file.
         batch = await client.batches.submit(requests)
+        # After a lost connection, `stream_events` with this id yields all ended jobs again.
+        print(f"batch {batch.id}", file=sys.stderr)
         async for event in client.batches.stream_events(batch):
             if not isinstance(event, Job):
                 continue
@@ -39,4 +41,7 @@ async def main(source: str, target: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except (ClientError, OSError) as error:
+        sys.exit(str(error))

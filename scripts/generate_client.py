@@ -6,6 +6,7 @@
 
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ NAMES = {
 IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput | MaskFields", "images": "Sequence[ImageInput]"}
 # Of `Client.control_map` and `Client.find_mask`, positional arguments.
 POSITIONAL = ("image", "type")
+# Arguments of `Client.inpaint`, `outpaint`, `edit` and `upscale`. Only a mask and margins can be combined.
+TASK_ARGUMENTS = ("image", "mask", "outpaint", "instruction", "upscale")
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 # Files for asyncio, and those that are generated from them.
 SYNC_FILES = {"async_client.py": "sync_client.py", "async_batches.py": "sync_batches.py"}
@@ -90,22 +93,34 @@ def fields_source() -> str:
             parts.append(f"{name} = {_literal(definition['enum'], name)}\n")
     for name, typed_dict in NAMES.items():
         parts.append("\n" + _typed_dict(typed_dict, definitions[name]))
-    parts.append("\n" + _typed_dict("SubmitFields", submit, "Fields of `POST /img2img`."))
+    others = [name for name in submit["properties"] if name not in TASK_ARGUMENTS]
+    description = "Fields of `POST /img2img`, besides those that select the task."
+    parts.append("\n" + _typed_dict("TaskFields", _part(submit, others), description))
+    for name, own, description in (
+        ("InpaintFields", ("outpaint",), "Fields of `POST /img2img` besides the arguments of `inpaint`."),
+        ("OutpaintFields", ("mask",), "Fields of `POST /img2img` besides the arguments of `outpaint`."),
+        ("SubmitFields", TASK_ARGUMENTS, "Fields of `POST /img2img`."),
+    ):
+        parts.append("\n" + _typed_dict(name, _part(submit, own), description, base="TaskFields"))
     names = {"name": item["properties"]["name"]}
     item = item | {"properties": names}
-    batch_item = _typed_dict("BatchItemFields", item, "Fields of `POST /img2img`, and a name, for `POST /batches`.")
-    parts.append("\n" + batch_item.replace("TypedDict, total=False", "SubmitFields, total=False"))
+    description = "Fields of `POST /img2img`, and a name, for `POST /batches`."
+    parts.append("\n" + _typed_dict("BatchItemFields", item, description, base="SubmitFields"))
     parts.append("\n" + _typed_dict("ControlMapFields", control_map, "Fields of `POST /control-maps`."))
     parts.append("\n" + _typed_dict("FindMaskFields", find, "Fields of `POST /masks`."))
     return "\n".join(parts)
+
+
+def _part(schema: Json, names: Iterable[str]) -> Json:
+    return schema | {"properties": {name: schema["properties"][name] for name in names}}
 
 
 def _schema(model: type[BaseModel]) -> Json:
     return model.model_json_schema(ref_template="{model}")
 
 
-def _typed_dict(name: str, schema: Json, description: str | None = None) -> str:
-    lines = [f"class {name}(TypedDict, total=False):", *_docstring(description or schema["description"]), ""]
+def _typed_dict(name: str, schema: Json, description: str | None = None, base: str = "TypedDict") -> str:
+    lines = [f"class {name}({base}, total=False):", *_docstring(description or schema["description"]), ""]
     required = schema.get("required", ())
     for field, field_schema in schema["properties"].items():
         kind = IMAGE_FIELDS.get(field) or _type(field_schema)

@@ -121,7 +121,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
                 raise WorkerDied("the engine thread has died")
             pool.check()
 
-        pool.start(models_to_preload(settings.preload, watch.names, watch.removed), check_threads)
+        preload = models_to_preload(settings.preload, watch.names, watch.removed)
+        pool.start(preload, check_threads, watch.leave_out_unusable_loras)
         loader.report = logging.getLogger(__name__).info
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)

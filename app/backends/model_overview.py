@@ -61,12 +61,20 @@ class _Found:
             state = "failed"
         elif status is not None and report.revision >= self.changes.by_model.get(name, ModelChange()).revision:
             state, detail = status.state.value, status.error
-            if state in SERVED and worker not in self.live.get(name, ()):
+            if state in SERVED and status.changing:
+                state = "waiting"
+            elif state in SERVED and worker not in self.live.get(name, ()):
                 state, detail = "loading", "its files are being read"
             elif state == "loading" and status.percent is not None:
                 detail = f"{status.percent} %"
         detail = detail if detail is None or is_admin else without_paths(detail)
-        return ModelOnWorker(worker=worker, state=state, detail=detail)
+        left_out = report.loras_left_out.get(name, {})
+        return ModelOnWorker(
+            worker=worker,
+            state=state,
+            detail=detail,
+            loras_left_out=left_out if is_admin else {lora: without_paths(why) for lora, why in left_out.items()},
+        )
 
 
 class ModelOverview:
@@ -102,10 +110,17 @@ class ModelOverview:
             for name, workers in sorted(found.live.items())
             if name in found.cards and (name in statuses or not workers)
         ]
-        reports = found.reports.items()
-        notices = {worker: report.file_notice(with_reason=self._is_admin) for worker, report in reports}
-        errors = [f"{worker}: {notice}" for worker, notice in notices.items() if notice]
-        return ModelList(models=served, pending=[self._status(found, name) for name in found.pending()], notices=errors)
+        notices = [
+            f"{worker}: {notice}"
+            for worker, report in found.reports.items()
+            for notice in (
+                report.file_notice(with_reason=self._is_admin),
+                *report.lora_notices(with_reason=self._is_admin),
+            )
+            if notice
+        ]
+        pending = [self._status(found, name) for name in found.pending()]
+        return ModelList(models=served, pending=pending, notices=notices)
 
     def exists(self, name: str) -> bool:
         """Return whether there is a model of this name: served, known from earlier, or added by request."""

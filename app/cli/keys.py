@@ -197,6 +197,7 @@ def connected(settings: "ApiSettings") -> Iterator["Redis"]:
     from redis.exceptions import RedisError
 
     from img2img.redis.durability import DurableWrites
+    from img2img.redis.outage import message_of
 
     from ..supervisor.embedded_redis import connect, is_redis_ready
     from ..supervisor.errors import ServeError, TemporaryServeError
@@ -217,7 +218,7 @@ def connected(settings: "ApiSettings") -> Iterator["Redis"]:
     except RedisUnavailable as error:
         raise ServeError(str(error)) from None
     except RedisError as error:
-        raise TemporaryServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
+        raise TemporaryServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {message_of(error)}") from None
 
 
 @contextmanager

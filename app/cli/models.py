@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 GB = 1e9
 POLL_S = 0.5
+# Workers follow a change within this time.
+FOLLOWED_S = 1.5
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model in requests.", show_default=False)]
 LoraName = Annotated[str, typer.Argument(metavar="LORA", help="Name of the LoRA in requests.", show_default=False)]
@@ -132,9 +135,14 @@ def add_lora(
     api_key: ApiKey = None,
 ) -> None:
     """Add a LoRA to a model, or replace it, while the service runs."""
+    from img2img.domain.conditioning import LORA_NAME, lora_name_of
+
     with client_errors(), connect(url, api_key) as client:
         component = {"source": _source(source, url)} | ({"weight_name": weight_name} if weight_name else {})
-        _follow(client, client.put_lora(name, lora, component), as_json, no_wait)
+        if not re.fullmatch(LORA_NAME, lora):
+            hint = f", such as {lora_name_of(lora)!r}" if lora_name_of(lora) else ""
+            raise WrongUsage(f"the name of a LoRA has letters, digits, spaces and . _ - ( ) + only{hint}; got {lora!r}")
+        _follow_lora(client, client.put_lora(name, lora, component), lora, as_json, no_wait)
 
 
 @app.command("remove-lora")
@@ -172,6 +180,42 @@ def _follow(client: "Client", model: "ModelDetails", as_json: bool, no_wait: boo
     _print(model, as_json)
     if model.state == "failed":
         raise typer.Exit(REFUSED)
+
+
+def _follow_lora(client: "Client", model: "ModelDetails", lora: str, as_json: bool, no_wait: bool) -> None:
+    """Wait until a worker has the LoRA, and print the model. Ends the command if none can load it."""
+    reason = _why_left_out(model, lora)
+    if reason is not None and not no_wait:
+        # Of the file before: workers notice another one within this time.
+        time.sleep(FOLLOWED_S)
+        model = client.get_model(model.name)
+        reason = _why_left_out(model, lora)
+    while not (no_wait or reason is not None or model.state == "failed" or _has_lora(model, lora)):
+        time.sleep(POLL_S)
+        model = client.get_model(model.name)
+        reason = _why_left_out(model, lora)
+    if reason is None or as_json:
+        _print(model, as_json)
+    else:
+        echo(f"img2img: LoRA {lora} was not added to {model.name}: {reason}", err=True)
+    if reason is not None or model.state == "failed":
+        raise typer.Exit(REFUSED)
+
+
+def _has_lora(model: "ModelDetails", lora: str) -> bool:
+    # A worker that has just failed to load a LoRA is about to leave it out.
+    is_settled = not any(worker.detail for worker in model.workers if worker.state == "loaded")
+    return model.is_served and is_settled and model.card is not None and lora in model.card.loras
+
+
+def _why_left_out(model: "ModelDetails", lora: str) -> str | None:
+    """Return why a worker serves a model without a LoRA, or None."""
+    for worker in model.workers:
+        if lora in worker.loras_left_out:
+            return worker.loras_left_out[lora]
+        if worker.state == "loaded" and worker.detail and "LoRA '" not in worker.detail:
+            return worker.detail
+    return None
 
 
 def _print(model: "ModelDetails", as_json: bool) -> None:

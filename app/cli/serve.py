@@ -1,5 +1,6 @@
 """Commands that run the service, one of its processes, or a demo of it."""
 
+import logging
 import os
 import sys
 import time
@@ -141,6 +142,7 @@ def api(
     model: Model = None,
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
+    part_of_serve: Annotated[bool, typer.Option("--part-of-serve", hidden=True)] = False,
 ) -> None:
     """Run only the API server. It needs Redis and the blob store; workers run elsewhere."""
     with server_errors("api"):
@@ -165,6 +167,9 @@ def api(
             check_durability(cell)
         configure_malloc()
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
+        if not part_of_serve:
+            host_text = f"[{settings.host}]" if ":" in settings.host else settings.host
+            logging.getLogger(logs.START_LOGGER).info("API server starts on http://%s:%d", host_text, settings.port)
         uvicorn.run(
             create_app(settings),
             host=settings.host,

@@ -22,6 +22,10 @@ class ModelOnWorker(BaseModel):
         ),
     ]
     detail: Annotated[str | None, Field(description="Progress, or why it could not be loaded.")] = None
+    loras_left_out: Annotated[
+        dict[str, str],
+        Field(description="LoRAs that it could not load and serves the model without, and why.", examples=[{}]),
+    ] = {}
 
 
 class ModelDetails(BaseModel):

@@ -360,7 +360,10 @@ class ModelList(BaseModel):
     ] = []
     notices: Annotated[
         list[str],
-        Field(description="Model files of workers that are invalid since their last change, and therefore ignored."),
+        Field(
+            description="Model files of workers that are invalid since their last change, and therefore ignored; LoRAs "
+            "that could not be loaded."
+        ),
     ] = []
 
 

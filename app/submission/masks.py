@@ -58,8 +58,7 @@ def check_words(text: str, card: ModelCard, field: str) -> None:
     """Raise ParameterError for words that the model does not know."""
     for phrase in split_words(text) if card.mask_words else ():
         if known_as(phrase, card.mask_words) is None:
-            words = ", ".join(card.mask_words)
-            message = f"The model {card.name} finds only: {words}; separate several with commas"
+            message = f"This model finds only: {', '.join(card.mask_words)}; separate several with commas"
             raise ParameterError(field, message, got=phrase)
 
 

@@ -1,5 +1,6 @@
 """Runs Redis, webhook dispatcher, worker and API server on one machine, for `img2img serve`."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -17,6 +18,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.domain.model_card import is_path
 from img2img.model_sources import SEPARATOR
 from img2img.private_files import make_private
 from img2img.redis.api_keys import ApiKeys
@@ -49,6 +51,7 @@ def running(settings: ApiSettings, announce: Callable[[], None] = lambda: None) 
         ServeError: It cannot start, or a worker cannot.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_model(settings)
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
@@ -91,7 +94,7 @@ class Supervisor:
         check_store(self._settings)
         self._add("webhooks", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
         self._start_workers()
-        self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
+        self._add("api", [*PYTHON, "img2img.app.cli", "api", "--part-of-serve"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
             self._wait_until(lambda: is_ready(http, self._report))
 
@@ -242,6 +245,13 @@ def _check_signing(store: ObjectStore) -> None:
         raise ServeError(f"IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs: {why}") from None
 
 
+def check_model(settings: ApiSettings) -> None:
+    """Raise ServeError if the model is a file or folder that does not exist, before processes start for it."""
+    path = Path(settings.model).expanduser()
+    if settings.models_file is None and is_path(settings.model) and not path.exists():
+        raise ServeError(f"--model (IMG2IMG_MODEL): {path.absolute()} does not exist")
+
+
 def check_torch() -> None:
     """Raise ServeError if torch, which is an optional dependency, is not installed."""
     if find_spec("torch") is None:
@@ -272,7 +282,9 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        can_use_another = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "; choose another with --port or IMG2IMG_PORT" if can_use_another else ""
+        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}{remedy}") from None
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ import httpx
 
 from .batches import BatchOperations, batch_id_of, batch_path
 from .core import Flow
-from .errors import ServiceUnreachable, error_of
+from .errors import error_of, unreachable
 from .events import BatchStreamEvent, EventStream, batch_events
 from .fields import BatchItemFields, SubmitFields
 from .models import Batch, Job
@@ -61,8 +61,10 @@ class AsyncBatches:
             idempotency_key: The same key and requests within 24 hours return the same batch. Default: a random key.
 
         Raises:
-            InvalidRequest: A request is refused: `errors` has fields such as `items.3.strength`.
+            InvalidRequest: A request is refused: `errors` has fields such as `items.3.strength`, and for a file that is
+                no image its path as `got`.
             OSError: An image file cannot be read.
+            TypeError: A request is no mapping of fields.
         """
         return await self._run(self._operations.submit(requests, webhook, idempotency_key))
 
@@ -97,7 +99,16 @@ class AsyncBatches:
         return await self._run(self._operations.wait(batch, timeout_s))
 
     async def stream_events(self, batch: Batch | str) -> AsyncIterator[BatchStreamEvent]:
-        """Yield each `Job` that has ended, in the order of their ends, and last the `Batch` after its end."""
+        """Yield each `Job` that has ended, in the order of their ends, and last the `Batch` after its end.
+
+        Between them it yields a `BatchProgressEvent` whenever the counts have changed. Reconnects after an
+        interruption; called again, it yields all jobs that have ended.
+
+        Raises:
+            JobGone: The batch was deleted.
+            AuthenticationError: The API key was revoked or has expired.
+            ServiceUnreachable: The connection broke and could not be restored within about 15 seconds.
+        """
         stream = batch_events(self._operations.url, batch_id_of(batch))
         async for event in self._stream(stream):
             yield event
@@ -168,4 +179,4 @@ class AsyncBatches:
                     async for part in response.aiter_bytes():
                         file.write(part)
         except httpx.TransportError as error:
-            raise ServiceUnreachable(f"{self._operations.url} cannot be reached: {error}") from error
+            raise unreachable(self._operations.url, error) from error

@@ -12,7 +12,15 @@ from .async_batches import AsyncBatches
 from .batches import BatchOperations
 from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
 from .events import Event, EventStream, job_events
-from .fields import ControlMapFields, FindMaskFields, MaskFields, SubmitFields
+from .fields import (
+    ControlMapFields,
+    FindMaskFields,
+    InpaintFields,
+    MaskFields,
+    OutpaintFields,
+    SubmitFields,
+    TaskFields,
+)
 from .images import ImageInput
 from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, Upload, UploadedImage
 
@@ -81,41 +89,40 @@ class AsyncClient:
         """Validate a request and return the job that it would create, with its cost and estimated time."""
         return await self._run(self._operations.dry_run(fields))
 
-    async def inpaint(self, image: ImageInput, mask: ImageInput | MaskFields, /, **fields: Unpack[SubmitFields]) -> Job:
+    async def inpaint(self, image: ImageInput, mask: ImageInput | MaskFields, **fields: Unpack[InpaintFields]) -> Job:
         """Create a job that regenerates the white pixels of `mask`, or the thing that an object names.
 
         `"alpha"` uses the transparency of `image`, `{"text": "the house"}` lets the model find the mask.
         """
-        return await self._run(self._operations.submit({**fields, "image": image, "mask": mask}))
+        return await self._run(self._operations.submit_task(image, "mask", mask, fields))
 
     async def outpaint(
         self,
         image: ImageInput,
-        /,
         *,
         left: int = 0,
         top: int = 0,
         right: int = 0,
         bottom: int = 0,
-        **fields: Unpack[SubmitFields],
+        **fields: Unpack[OutpaintFields],
     ) -> Job:
-        """Create a job that adds this many pixels on each side of `image`."""
+        """Create a job that adds this many pixels on each side of `image`, on one of them at least."""
         padding = {"left": left, "top": top, "right": right, "bottom": bottom}
-        return await self._run(self._operations.submit({**fields, "image": image, "outpaint": padding}))
+        return await self._run(self._operations.submit_task(image, "outpaint", padding, fields))
 
-    async def edit(self, image: ImageInput, instruction: str, /, **fields: Unpack[SubmitFields]) -> Job:
+    async def edit(self, image: ImageInput, instruction: str, **fields: Unpack[TaskFields]) -> Job:
         """Create a job that edits `image` by an instruction such as "make it night"."""
-        return await self._run(self._operations.submit({**fields, "image": image, "instruction": instruction}))
+        return await self._run(self._operations.submit_task(image, "instruction", instruction, fields))
 
-    async def upscale(self, image: ImageInput, factor: int = 2, /, **fields: Unpack[SubmitFields]) -> Job:
+    async def upscale(self, image: ImageInput, factor: int = 2, **fields: Unpack[TaskFields]) -> Job:
         """Create a job that makes `image` `factor` times wider and higher."""
-        return await self._run(self._operations.submit({**fields, "image": image, "upscale": factor}))
+        return await self._run(self._operations.submit_task(image, "upscale", factor, fields))
 
-    async def control_map(self, image: ImageInput, type: str, /, **fields: Unpack[ControlMapFields]) -> Job:
+    async def control_map(self, image: ImageInput, type: str, **fields: Unpack[ControlMapFields]) -> Job:
         """Create a job that returns the control map (edges, depth, pose, ...) of `image`."""
         return await self._run(self._operations.control_map(image, type, fields))
 
-    async def find_mask(self, image: ImageInput, /, **fields: Unpack[FindMaskFields]) -> Job:
+    async def find_mask(self, image: ImageInput, **fields: Unpack[FindMaskFields]) -> Job:
         """Create a job that returns the mask of the thing in `image` that `text`, `points` or `box` names."""
         return await self._run(self._operations.find_mask(image, fields))
 

@@ -8,8 +8,9 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from .core import PAGE, POLL_S, Call, Flow, Operations, Pause, encoded_fields, loaded_fields
-from .errors import ServiceUnavailable, ServiceUnreachable, WaitTimeout
+from .errors import InvalidRequest, ServiceUnavailable, ServiceUnreachable, WaitTimeout
 from .events import Reconnects
+from .images import source_of
 from .models import Batch, BatchPage, JobPage, parse_response
 
 JSON_LINES = "application/jsonl"
@@ -38,8 +39,12 @@ class BatchOperations:
         """Upload the images of the requests, each once, and queue a job for each request."""
         uploads: dict[bytes, str] = {}
         lines = []
-        for request in requests:
-            fields = yield from self._uploaded(loaded_fields(request), uploads)
+        for index, request in enumerate(requests):
+            if not isinstance(request, Mapping):
+                raise TypeError(
+                    f"items.{index}: a request is a mapping of fields, such as {{'image': 'a.png'}}, not {request!r}"
+                )
+            fields = yield from self._uploaded(loaded_fields(request), request, uploads, f"items.{index}")
             lines.append(json.dumps(encoded_fields(fields)))
         headers = {"Content-Type": JSON_LINES, "Idempotency-Key": idempotency_key or uuid4().hex}
         params = {"webhook": webhook} if webhook else {}
@@ -54,13 +59,13 @@ class BatchOperations:
     ) -> Flow[Batch]:
         """Queue a job for each combination of the values over one request."""
         uploads: dict[bytes, str] = {}
-        request = yield from self._uploaded(loaded_fields(fields), uploads)
+        request = yield from self._uploaded(loaded_fields(fields), fields, uploads, "request")
         values = {}
         for name, options in vary.items():
             found = []
-            for option in options:
-                one = yield from self._uploaded(loaded_fields({name: option}), uploads)
-                found.append(one.get(name))
+            for index, option in enumerate(options):
+                one = loaded_fields({name: option}).get(name)
+                found.append((yield from self._uploaded(one, option, uploads, f"vary.{name}.{index}")))
             values[name] = found
         body = {"request": encoded_fields(request), "vary": encoded_fields(values), "webhook": webhook}
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
@@ -111,20 +116,28 @@ class BatchOperations:
         response = yield from self._operations.until_taken(Call("POST", "/batches", options))
         return parse_response(Batch, response.content)
 
-    def _uploaded(self, value: Any, uploads: dict[bytes, str]) -> Flow[Any]:
-        """Return the value with the SHA-256 of each image in place of its bytes."""
+    def _uploaded(self, value: Any, given: Any, uploads: dict[bytes, str], path: str) -> Flow[Any]:
+        """Return the value with the SHA-256 of each image in place of its bytes.
+
+        Args:
+            given: The value as the caller has given it, with paths and files.
+            path: Path of the value in the request, for errors.
+        """
         if isinstance(value, bytes):
             if value not in uploads:
-                uploads[value] = (yield from self._operations.upload_image(value)).sha256
+                try:
+                    uploads[value] = (yield from self._operations.upload_image(value)).sha256
+                except InvalidRequest as error:
+                    raise error.of_field(path, source_of(given)) from None
             return uploads[value]
         if isinstance(value, dict):
             fields = {}
             for name, item in value.items():
-                fields[name] = yield from self._uploaded(item, uploads)
+                fields[name] = yield from self._uploaded(item, given[name], uploads, f"{path}.{name}")
             return fields
         if isinstance(value, list):
             items = []
-            for item in value:
-                items.append((yield from self._uploaded(item, uploads)))
+            for index, item in enumerate(value):
+                items.append((yield from self._uploaded(item, given[index], uploads, f"{path}.{index}")))
             return items
         return value

@@ -17,7 +17,9 @@ from uuid import uuid4
 import httpx
 
 from .errors import (
+    LOOPBACK,
     ApiError,
+    InvalidArgument,
     InvalidRequest,
     InvalidResponse,
     ServiceUnavailable,
@@ -25,6 +27,7 @@ from .errors import (
     TooManyRequests,
     WaitTimeout,
     error_of,
+    unreachable,
 )
 from .events import Reconnects
 from .images import ImageInput, load_image, media_type, upright_size
@@ -42,7 +45,6 @@ from .models import (
 )
 
 LOCAL_URL = "http://127.0.0.1:8000"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # A submission is repeated for this long while the service is busy.
 BUSY_S = 120.0
 # One long poll of `wait`; the service allows 60 s.
@@ -151,6 +153,15 @@ class Operations:
             fields = {**fields, "image": (yield from self._sent(fields["image"], f"{key}-image"))}
         response = yield from self.until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
         return parse_response(Job, response.content)
+
+    def submit_task(self, image: ImageInput, name: str, value: Any, fields: Mapping[str, Any]) -> Flow[Job]:
+        """Create a job of the task that the field `name` selects. Its value must ask for something."""
+        if name == "outpaint" and not any(value.values()):
+            raise InvalidArgument("outpaint needs at least one of left, top, right, bottom")
+        # The request without it is one for another task.
+        if value is None or value == "":
+            raise InvalidArgument(f"{name}: it must be given")
+        return (yield from self.submit({**fields, "image": image, name: value}))
 
     def dry_run(self, fields: Mapping[str, Any]) -> Flow[DryRun]:
         response = yield from self.call("POST", "/img2img", params={"dry_run": "true"}, **_body(fields))
@@ -322,7 +333,7 @@ class Operations:
         """Send a request. Raises ServiceUnreachable, or the error of the response."""
         answer = yield Call(method, url, options)
         if isinstance(answer, httpx.TransportError):
-            raise ServiceUnreachable(f"{self.url} cannot be reached: {answer}") from answer
+            raise unreachable(self.url, answer) from answer
         assert answer is not None
         if not answer.is_success:
             raise error_of(answer, self.url)

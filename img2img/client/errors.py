@@ -3,6 +3,7 @@
 ClientError
 ├── ServiceUnreachable      no connection, or it broke
 ├── InvalidResponse         the response cannot be parsed
+├── InvalidArgument         an argument cannot be used; nothing was sent
 ├── WaitTimeout             the job did not end in time
 ├── JobFailed               the job failed or was cancelled
 └── ApiError                the service responded with an error
@@ -25,6 +26,8 @@ import httpx
 
 Json = dict[str, Any]
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 
 class ClientError(Exception):
     """Base of all errors of the client."""
@@ -36,6 +39,10 @@ class ServiceUnreachable(ClientError):
 
 class InvalidResponse(ClientError):
     """The response cannot be parsed, for example because a proxy responded instead of the service."""
+
+
+class InvalidArgument(ClientError, ValueError):
+    """An argument of a method cannot be used; nothing was sent."""
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -87,6 +94,13 @@ class ApiError(ClientError):
 
 class InvalidRequest(ApiError):
     """The request is invalid; `errors` names the fields."""
+
+    def of_field(self, field: str, got: str | None) -> "InvalidRequest":
+        """Return the error of one field of a larger request, which has the value `got`."""
+        reason = self.errors[0].message if self.errors else str(self)
+        rejected = {"field": field, "message": reason} | ({"got": got} if got else {})
+        problem = {**self.problem, "errors": [rejected]}
+        return InvalidRequest(_message(problem), status=self.status, problem=problem)
 
 
 class AuthenticationError(ApiError):
@@ -156,6 +170,12 @@ def error_of(response: httpx.Response, url: str) -> ApiError:
         problem=problem,
         retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
     )
+
+
+def unreachable(url: str, error: httpx.TransportError) -> ServiceUnreachable:
+    """Return the error for a request that got no response."""
+    is_local = isinstance(error, httpx.ConnectError) and httpx.URL(url).host in LOOPBACK
+    return ServiceUnreachable(f"{url} cannot be reached: {error}{'; is `img2img serve` running?' if is_local else ''}")
 
 
 def error_of_problem(problem: Json) -> ApiError:

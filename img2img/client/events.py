@@ -7,7 +7,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import ServerSentEvent
 
-from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of, error_of_problem
+from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of, error_of_problem, unreachable
 from .models import Batch, BatchProgressEvent, Job, PreviewEvent, ProgressEvent, QueuedEvent, parse_response
 
 # Pauses before reconnecting, in seconds. After the last one the stream is given up.
@@ -129,7 +129,7 @@ class EventStream(Generic[AnyEvent]):
 
     def pause_after_transport_error(self, error: httpx.TransportError) -> float:
         """Return the pause after a connection that failed."""
-        return self._pause(ServiceUnreachable(f"{self._url} cannot be reached: {error}"))
+        return self._pause(unreachable(self._url, error))
 
     def pause_after_response(self, response: httpx.Response) -> float:
         """Return the pause after a 5xx response; raise the error of any other response."""

@@ -181,11 +181,9 @@ class WebhookFields(TypedDict, total=False):
     """Events to send."""
 
 
-class SubmitFields(TypedDict, total=False):
-    """Fields of `POST /img2img`."""
+class TaskFields(TypedDict, total=False):
+    """Fields of `POST /img2img`, besides those that select the task."""
 
-    image: ImageInput
-    """Input image. Required unless every control has an image."""
     prompt: str
     """What the result should show; may be empty."""
     negative_prompt: str
@@ -276,12 +274,6 @@ class SubmitFields(TypedDict, total=False):
     resize: Resize
     """How images are brought to the size of the result: `crop` cuts, `pad` adds black bars, `stretch` changes the
     aspect ratio."""
-    mask: ImageInput | MaskFields
-    """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
-    returned unchanged. Grey counts as white from 128 on, unless the inpainting is soft. `alpha` regenerates the
-    transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, see `masks`
-    of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set the size at which the
-    model works."""
     mask_blur: int
     """Pixels over which the new content fades into the old, inside the mask, at most half the thickness of the mask.
     Default: 4."""
@@ -294,8 +286,6 @@ class SubmitFields(TypedDict, total=False):
     mask_padding: int
     """Crops the model's view to the regenerated area plus this many pixels on each side, so that small areas are
     generated at the model's full resolution. Default: the model sees the whole image."""
-    outpaint: PaddingFields
-    """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
     controls: Sequence[ControlFields]
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
     regions: Sequence[RegionFields]
@@ -309,13 +299,8 @@ class SubmitFields(TypedDict, total=False):
     images: Sequence[ImageInput]
     """Images that `instruction` refers to, after `image` or instead of it; the result has the size of the first. The
     model's `max_images` is the number of all of them."""
-    instruction: str
-    """Edit instruction, such as `make it night`, for models with the task `edit`."""
     image_guidance_scale: float
     """How closely the result of an `instruction` follows `image`. Default: 1.5."""
-    upscale: Literal[2, 4]
-    """How many times wider and higher the result is than `image`: one of the model's `upscales`. The image may have any
-    size."""
     model: str
     """One of `GET /models`. Default: the service's default model."""
     deadline_s: float
@@ -332,6 +317,44 @@ class SubmitFields(TypedDict, total=False):
     a copy of its images, and name it in `reused_from`. Needs a `seed`."""
     webhook: WebhookFields | str
     """URL that is called when the job ends, and the events to send; all events if only a URL."""
+
+
+class InpaintFields(TaskFields, total=False):
+    """Fields of `POST /img2img` besides the arguments of `inpaint`."""
+
+    outpaint: PaddingFields
+    """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
+
+
+class OutpaintFields(TaskFields, total=False):
+    """Fields of `POST /img2img` besides the arguments of `outpaint`."""
+
+    mask: ImageInput | MaskFields
+    """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
+    returned unchanged. Grey counts as white from 128 on, unless the inpainting is soft. `alpha` regenerates the
+    transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, see `masks`
+    of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set the size at which the
+    model works."""
+
+
+class SubmitFields(TaskFields, total=False):
+    """Fields of `POST /img2img`."""
+
+    image: ImageInput
+    """Input image. Required unless every control has an image."""
+    mask: ImageInput | MaskFields
+    """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
+    returned unchanged. Grey counts as white from 128 on, unless the inpainting is soft. `alpha` regenerates the
+    transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, see `masks`
+    of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set the size at which the
+    model works."""
+    outpaint: PaddingFields
+    """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
+    instruction: str
+    """Edit instruction, such as `make it night`, for models with the task `edit`."""
+    upscale: Literal[2, 4]
+    """How many times wider and higher the result is than `image`: one of the model's `upscales`. The image may have any
+    size."""
 
 
 class BatchItemFields(SubmitFields, total=False):

@@ -6,11 +6,19 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
+from .errors import InvalidArgument
 from .models import JobImage, Upload, UploadedImage
 
 REFERENCE = re.compile(r"[0-9a-f]{64}|/jobs/[0-9a-f]{32}/(?:images/[0-9]|result)|/uploads/[0-9a-fx-]+")
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # The EXIF tag, and the first of its values in which the stored height is the width of the upright image.
 ORIENTATION, SIDEWAYS = 0x0112, 5
+
+
+def source_of(value: Any) -> str | None:
+    """Return the path of an image that is given as a path or an open file, None for another one."""
+    path = value if isinstance(value, str | PathLike) else getattr(value, "name", None)
+    return fspath(path) if isinstance(path, str | PathLike) else None
 
 
 class PillowImage(Protocol):
@@ -38,6 +46,7 @@ def load_image(value: ImageInput) -> bytes | str:
 
     Raises:
         OSError: The file cannot be read.
+        InvalidArgument: `value` is a URL.
         TypeError: `value` is no image.
     """
     match value:
@@ -51,6 +60,8 @@ def load_image(value: ImageInput) -> bytes | str:
             return value.image
         case str() if is_image_reference(value) or value == "alpha" or value.startswith("data:"):
             return value
+        case str() if URL.match(value):
+            raise InvalidArgument(f"URLs are not fetched: download {value} and pass its bytes or the path of the file")
         case str() | PathLike():
             return Path(fspath(value)).read_bytes()
     if hasattr(value, "mode") and hasattr(value, "save"):

@@ -155,6 +155,8 @@ class WorkerModel(_Response):
     worker: str
     state: str
     detail: str | None = None
+    # Why, by name.
+    loras_left_out: dict[str, str] = {}
 
 
 class ModelDetails(_Response):
@@ -229,7 +231,7 @@ class BatchPage(_Response):
 
 
 class BatchProgressEvent(_Response):
-    """How far a batch is."""
+    """How far a batch is. `eta_s` is None when no job is waiting any more."""
 
     id: str
     status: str

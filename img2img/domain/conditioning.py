@@ -1,5 +1,6 @@
 """Conditioning of a job besides its image and prompt: masks, controls, image prompts, LoRAs. Images are blob hashes."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -16,15 +17,24 @@ from pydantic import (
 from img2img.domain.masks import MaskQuery
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+# With the characters of usual file names, as LoRAs are named by their files.
+LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._()+-]{0,99}$"
 LoraName = Annotated[str, Field(pattern=LORA_NAME)]
-EmbeddingName = LoraName
+EmbeddingName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 MAX_REGIONS = 8
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
 MAX_REFERENCE_IMAGES = 16
 MAX_LORAS = 8
 MAX_PADDING = 4096  # pixels per side
+
+
+def lora_name_of(stem: str) -> str:
+    """Return the name of a LoRA whose file has a name: the same, with hyphens for characters that names cannot have.
+
+    Empty if no character is left.
+    """
+    return re.sub(r"[^A-Za-z0-9 ._()+-]+", "-", stem).lstrip(" ._()+-").rstrip(" -")[:100]
 
 
 class ControlType(StrEnum):

@@ -271,8 +271,9 @@ class ModelConfig(BaseModel):
     lora_folder: Annotated[
         str | None,
         Field(
-            description="folder whose safetensors files are LoRAs, named by their file names without the suffix; files "
-            "that are added and removed later are followed. An entry of `loras` takes precedence"
+            description="folder whose safetensors files are LoRAs, named by their file names without the suffix, such "
+            "as `My Style v2`, with hyphens for characters other than A-Z a-z 0-9 space . _ - ( ) +; files that are "
+            "added and removed later are followed. An entry of `loras` takes precedence"
         ),
     ] = None
     embeddings: Annotated[

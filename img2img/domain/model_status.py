@@ -48,5 +48,6 @@ class ModelStatus(BaseModel):
             "`rounding` with other last bits, `alone` not, `unknown` before the first such call."
         ),
     ] = {}
+    changing: Annotated[bool, Field(description="Whether a change of its LoRAs is still being followed.")] = False
     # Why it could not be loaded. Can contain paths.
     error: str | None = None

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
+from itertools import chain
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from redis.exceptions import WatchError
 from img2img.domain.api_key import PREFIX, SECRET, ApiKey, Scope, owner_of
 from img2img.errors import ExpiredApiKey, InvalidApiKey
 from img2img.redis import scripts
-from img2img.redis.audit import AuditEvent, audit
+from img2img.redis.audit import MAX_ENTRIES, AuditEvent, audit_in, fields_of, log_entry
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.redis.keys import API_KEY_USES, API_KEYS
@@ -41,6 +42,7 @@ class ApiKeys:
         self._redis = redis
         self._actor = actor
         self._clock = redis_clock(redis)
+        self._revoke = scripts.register(redis, "revoke_key")
         self._record_use = scripts.register(redis, "record_key_use")
 
     def create(self, name: str, scopes: Iterable[Scope], expires_at: float | None = None) -> tuple[str, ApiKey]:
@@ -50,7 +52,7 @@ class ApiKeys:
             secret, key = self._new_key(name, frozenset(scopes), expires_at)
             pipe.multi()
             pipe.hset(API_KEYS, key.id, key.model_dump_json())
-            audit(pipe, AuditEvent.KEY_CREATED, actor=self._actor, **_details(key))
+            audit_in(pipe, AuditEvent.KEY_CREATED, actor=self._actor, **_details(key))
             return secret, key
 
         return self._change(add)
@@ -82,7 +84,7 @@ class ApiKeys:
             pipe.multi()
             pipe.hset(API_KEYS, key.id, key.model_dump_json())
             pipe.hset(API_KEYS, old.id, old.model_copy(update={"expires_at": ends_at}).model_dump_json())
-            audit(
+            audit_in(
                 pipe, AuditEvent.KEY_ROTATED, actor=self._actor, **_details(key), replaces=old.id, until=_time(ends_at)
             )
             return secret, key
@@ -90,19 +92,19 @@ class ApiKeys:
         return self._change(replace)
 
     def revoke(self, key_id: str) -> ApiKey | None:
-        """Delete a key. Its jobs remain. Returns its data, or None if there is no such key."""
+        """Delete a key, also in a Redis without memory. Its jobs remain.
 
-        def remove(pipe: Pipeline) -> ApiKey | None:
-            key = _parse(pipe.hget(API_KEYS, key_id))
-            if key is None:
-                return None
-            pipe.multi()
-            pipe.hdel(API_KEYS, key_id)
-            pipe.hdel(API_KEY_USES, key_id)
-            audit(pipe, AuditEvent.KEY_REVOKED, actor=self._actor, **_details(key))
-            return key
+        Returns:
+            Its data, or None if there is no such key.
+        """
 
-        return self._change(remove)
+        while (stored := self._redis.hget(API_KEYS, key_id)) is not None and (key := _parse(stored)) is not None:
+            fields = fields_of(AuditEvent.KEY_REVOKED, self._actor, _details(key))
+            entry = chain.from_iterable(fields.items())
+            if self._revoke(args=[key_id, stored, MAX_ENTRIES, *entry]):
+                log_entry(fields)
+                return key
+        return None
 
     def record_expiries(self) -> None:
         """Record newly expired keys in the audit log, once each, and delete those that expired a while ago."""
@@ -122,7 +124,7 @@ class ApiKeys:
             pipe.multi()
             if key is not None and not key.expiry_recorded:
                 pipe.hset(API_KEYS, key.id, key.model_copy(update={"expiry_recorded": True}).model_dump_json())
-                audit(pipe, AuditEvent.KEY_EXPIRED, actor=self._actor, **_details(key))
+                audit_in(pipe, AuditEvent.KEY_EXPIRED, actor=self._actor, **_details(key))
 
         self._change(record)
 

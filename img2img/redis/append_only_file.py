@@ -5,7 +5,7 @@ import time
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from img2img.redis import keys
+from img2img.redis import keys, scripts
 
 POLL_S = 0.2
 # Time to the next attempt after a rewrite that failed.
@@ -25,6 +25,7 @@ class AppendOnlyFile:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._finish_script = scripts.register(redis, "finish_rewrite")
 
     def rewrite(self) -> bool:
         """Do all steps. Returns False if Redis has no append-only file. Raises RewriteFailed."""
@@ -77,8 +78,7 @@ class AppendOnlyFile:
         """Check that the rewrite has succeeded. Later deletions need another one."""
         if self._info().get("aof_last_bgrewrite_status") != "ok":
             raise RewriteFailed("Redis could not rewrite its append-only file; its log has the reason")
-        if self._redis.decrby(keys.ERASURES, erased) <= 0:
-            self._redis.delete(keys.ERASURES)
+        self._finish_script(args=[erased])
 
     def _info(self) -> dict[str, object]:
         try:

@@ -1,14 +1,17 @@
 """The audit log: who has administered API keys, data and models, and when. Redis has its latest entries."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Any, cast
 
 from redis import Redis
+from redis.client import Pipeline
 
 from img2img.domain.api_key import SECRET
+from img2img.redis import scripts
 from img2img.redis.decode import decode
 from img2img.redis.keys import AUDIT_LOG
 
@@ -46,19 +49,36 @@ class AuditEntry:
 
 
 def audit(redis: Redis, event: AuditEvent, *, actor: str, **details: object) -> None:
-    """Append an entry, and log it. A secret within a value is left out.
+    """Append an entry, also to a Redis without memory, and log it. A secret within a value is left out.
 
     Args:
-        redis: A pipeline makes the entry in one transaction with the change itself.
+        redis: The Redis server.
         event: Kind of the event.
         actor: Who caused it.
         details: Further fields.
     """
+    fields = fields_of(event, actor, details)
+    scripts.register(redis, "append_audit")(args=[MAX_ENTRIES, *chain.from_iterable(fields.items())])
+    log_entry(fields)
+
+
+def audit_in(pipe: Pipeline, event: AuditEvent, *, actor: str, **details: object) -> None:
+    """Append an entry in one transaction with the change itself, and log it, as `audit` does."""
+    fields = fields_of(event, actor, details)
+    pipe.xadd(AUDIT_LOG, cast(dict[Any, Any], fields), maxlen=MAX_ENTRIES, approximate=True)
+    log_entry(fields)
+
+
+def fields_of(event: AuditEvent, actor: str, details: Mapping[str, object]) -> dict[str, str]:
+    """Return the fields of an entry. A secret within a value is left out."""
     fields = {"event": event.value, "actor": actor, **{name: str(value) for name, value in details.items()}}
-    clean = {name: SECRET.sub("i2i_...", value) for name, value in fields.items()}
-    redis.xadd(AUDIT_LOG, cast(dict[Any, Any], clean), maxlen=MAX_ENTRIES, approximate=True)
-    message = " ".join(f"{name}={value}" for name, value in clean.items() if name != "event")
-    log.info("%s %s", event, message, extra={"audit": clean})
+    return {name: SECRET.sub("i2i_...", value) for name, value in fields.items()}
+
+
+def log_entry(fields: Mapping[str, str]) -> None:
+    """Log an entry."""
+    message = " ".join(f"{name}={value}" for name, value in fields.items() if name != "event")
+    log.info("%s %s", fields["event"], message, extra={"audit": fields})
 
 
 def audit_entries(redis: Redis, limit: int) -> Iterator[AuditEntry]:

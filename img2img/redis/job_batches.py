@@ -37,6 +37,7 @@ class JobBatches:
         self._open_script = scripts.register(redis, "open_batch")
         self._complete_script = scripts.register(redis, "complete_batch")
         self._forget_script = scripts.register(redis, "forget_batch")
+        self._stop_script = scripts.register(redis, "stop_batch")
 
     def visible_to(self, owner: str | None) -> Self:
         """Return a store with only the batches of this owner; None means all."""
@@ -82,9 +83,7 @@ class JobBatches:
 
     def mark_cancelled(self, batch_id: str) -> None:
         """Let no further job of the batch be queued."""
-        # Only if it exists: a record of this field alone would never be deleted.
-        if self._redis.exists(keys.BATCH.format(id=batch_id)):
-            self._redis.hset(keys.BATCH.format(id=batch_id), "stopped", 1)
+        self._stop_script(args=[batch_id])
 
     def get(self, batch_id: str) -> BatchRecord | None:
         """Return the record, of any owner, or None if there is none."""

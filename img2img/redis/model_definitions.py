@@ -13,7 +13,7 @@ from redis.exceptions import WatchError
 from img2img.domain.model_change import ModelChange
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.errors import NotFound, TooManyRequests
-from img2img.redis.audit import AuditEvent, audit
+from img2img.redis.audit import AuditEvent, audit_in
 from img2img.redis.decode import decode
 from img2img.redis.keys import MODEL_CARDS, MODEL_CHANGES, MODEL_REVISION
 
@@ -157,7 +157,7 @@ class ModelDefinitions:
             # Requests for the model are rejected from now on.
             pipe.hdel(MODEL_CARDS, name)
         pipe.set(MODEL_REVISION, revision)
-        audit(pipe, AuditEvent.MODEL_CHANGED, actor=self._actor, model=name, action=action, **details)
+        audit_in(pipe, AuditEvent.MODEL_CHANGED, actor=self._actor, model=name, action=action, **details)
         pipe.execute()
         return True
 

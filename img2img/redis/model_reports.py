@@ -18,6 +18,7 @@ class WorkerReport(BaseModel):
     Attributes:
         revision: Number of the latest change by request that it follows.
         refused: Why it ignores the change of a model by request, by name of the model. Can contain paths.
+        loras_left_out: By name of the model, its LoRAs that could not be loaded, and why. Can contain paths.
         file_error: Why it ignores the latest version of its model file. Contains paths.
     """
 
@@ -25,6 +26,7 @@ class WorkerReport(BaseModel):
 
     revision: int = 0
     refused: dict[str, str] = {}
+    loras_left_out: dict[str, dict[str, str]] = {}
     file_error: str | None = None
 
     def file_notice(self, *, with_reason: bool) -> str | None:
@@ -36,6 +38,14 @@ class WorkerReport(BaseModel):
         reason = self.file_error if with_reason else IN_THE_LOG
         return f"a change of the model file is ignored: {reason}" if self.file_error else None
 
+    def lora_notices(self, *, with_reason: bool) -> list[str]:
+        """Return the LoRAs that are left out. See `file_notice`."""
+        return [
+            f"the LoRA {lora} is left out of the model {name}: {reason if with_reason else IN_THE_LOG}"
+            for name, loras in self.loras_left_out.items()
+            for lora, reason in loras.items()
+        ]
+
     def notices(self, *, with_reason: bool) -> list[str]:
         """Return the changes that the worker ignores, for an operator."""
         refused = [
@@ -43,7 +53,7 @@ class WorkerReport(BaseModel):
             for name, reason in self.refused.items()
         ]
         file = self.file_notice(with_reason=with_reason)
-        return [file, *refused] if file else refused
+        return [*([file] if file else []), *refused, *self.lora_notices(with_reason=with_reason)]
 
 
 class WorkerReports:

@@ -20,6 +20,14 @@ def reason_of(error: Exception) -> str | None:
     return next((reason for phrase, reason in REASONS.items() if phrase in str(error)), None)
 
 
+def message_of(error: Exception) -> str:
+    """Return an error of Redis as one line, with the remedy for a full memory."""
+    reason = reason_of(error)
+    if reason == REASONS["not allowed when used memory"]:
+        return f"{reason}: raise it, or delete jobs, then run this again"
+    return reason or str(error)
+
+
 def is_disk_full(error: Exception) -> bool:
     """Whether Redis rejects writes because it cannot write its files."""
     return reason_of(error) == REASONS["MISCONF"]

@@ -28,8 +28,9 @@ LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 OWN_LOGGERS = ("img2img",)
-# Logged at any level.
-AUDIT_LOGGER = "img2img.redis.audit"
+# Logged at any level: administration, and the address of the API server.
+START_LOGGER = "img2img.start"
+LOGGED_AT_ANY_LEVEL = ("img2img.redis.audit", START_LOGGER)
 # Messages of these errors name only hosts, files and numbers.
 INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)
 
@@ -88,7 +89,8 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     logging.getLogger("rq.worker").setLevel(logging.root.level)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
-    logging.getLogger(AUDIT_LOGGER).setLevel(min(logging.getLogger(OWN_LOGGERS[0]).level, logging.INFO))
+    for name in LOGGED_AT_ANY_LEVEL:
+        logging.getLogger(name).setLevel(min(logging.getLogger(OWN_LOGGERS[0]).level, logging.INFO))
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

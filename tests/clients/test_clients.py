@@ -85,6 +85,12 @@ def test_openapi_python_client_saves_the_image(tmp_path: Path, http: httpx.Clien
     options = ("--meta", "none", "--output-path", "img2img_client", "--config", config, "--fail-on-warning")
     run(BIN / "openapi-python-client", "generate", "--path", DOCUMENT, *options, folder=tmp_path)
     assert_works([BIN / "python", HERE / "openapi_python_client.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
+    no_image = HERE / "requirements.txt"
+    command = [BIN / "python", HERE / "openapi_python_client.py", str(http.base_url), no_image, "none.png"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr == "unsupported_media_type: The image is not a PNG, JPEG or WebP file.\n"
 
 
 @needs_java

@@ -31,7 +31,8 @@ def nginx(folder: Path, port: int, upstream: str) -> list[str]:
         r"listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
         r"ssl_certificate \S+;": f"ssl_certificate {folder}/chain.pem;",
         r"ssl_certificate_key \S+;": f"ssl_certificate_key {folder}/key.pem;",
-        r"http://127\.0\.0\.1:8000": upstream,
+        r"127\.0\.0\.1:8000": upstream.removeprefix("http://"),
+        r"\n *server 127\.0\.0\.1:8001;.*": "",
     }
     for pattern, replacement in edits.items():
         server, count = re.subn(pattern, replacement, server)

@@ -154,8 +154,9 @@ def test_second_interrupt_kills_processes_of_serve(folder: Path) -> None:
 def test_serve_and_api_report_a_port_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: Address already in use")
-        assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith("Address already in use")
+        remedy = "Address already in use; choose another with --port or IMG2IMG_PORT"
+        assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: {remedy}")
+        assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith(f"port {port}: {remedy}")
 
 
 def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
@@ -242,6 +243,12 @@ def test_demo_writes_an_image(folder: Path) -> None:
     assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\n$", result.stdout)
     assert Image.open(folder / "demo-output.png").format == "PNG"
     assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
+
+
+def test_serve_with_a_missing_model_file_fails_at_once(tmp_path: Path) -> None:
+    failed = img2img(tmp_path, "serve", "--model", "./missing.safetensors", "--data-dir", str(tmp_path / "data"))
+    assert one_line(failed) == f"img2img: --model (IMG2IMG_MODEL): {tmp_path}/missing.safetensors does not exist"
+    assert not (tmp_path / "data").exists()
 
 
 def test_check_torch_without_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from img2img.client import InvalidRequest, JobNotFound, WaitTimeout
 from tests.support.blocking_client import BlockingAsyncClient
 from tests.support.cli_command import img2img, one_line
 from tests.support.model_hub import model_hub
-from tests.support.model_reports import definitions, following_worker, report
+from tests.support.model_reports import BROKEN, WORKER, definitions, following_worker, report
 
 ROW = ["demo", "(default)", "loaded", "2.5", "GB", "img2img", "64", "to", "256", "by", "8", "0", "1", "0"]
 
@@ -67,6 +67,19 @@ def test_list_shows_states_sizes_and_failures(tmp_path: Path, url: str) -> None:
     assert failed.split(maxsplit=2)[:2] == ["bad", "failed"]
     lines = img2img(tmp_path, "models", "list", "--json", "--url", url).stdout.splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["demo", "bad"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_add_lora_says_why_a_lora_was_left_out(tmp_path: Path, url: str, redis: Redis) -> None:
+    added = img2img(tmp_path, "models", "add-lora", "demo", "broken", "/srv/broken.safetensors", "--url", url)
+    assert one_line(added) == f"img2img: LoRA broken was not added to demo: {BROKEN}"
+    after = img2img(tmp_path, "models", "add-lora", "demo", "My Style (v2)", "/srv/style.safetensors", "--url", url)
+    assert (after.returncode, after.stdout) == (0, "demo: loaded: 1 worker has it in memory.\n")
+    listed = img2img(tmp_path, "models", "list", "--url", url)
+    assert listed.stdout.splitlines()[1].split()[-3:] == ["1", "1", "0"]
+    assert listed.stderr == f"img2img: {WORKER}: the LoRA broken is left out of the model demo: {BROKEN}\n"
+    named = img2img(tmp_path, "models", "add-lora", "demo", "Café", "/srv/style.safetensors", "--url", url)
+    assert "has letters, digits, spaces and . _ - ( ) + only, such as 'Caf'; got 'Café'" in one_line(named, 2)
 
 
 def test_wrong_usage_is_refused(tmp_path: Path, url: str) -> None:

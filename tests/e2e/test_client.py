@@ -4,12 +4,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from img2img import Client
 from img2img.client import (
     ApiError,
+    FieldError,
+    InvalidArgument,
     InvalidRequest,
     InvalidResponse,
     JobGone,
@@ -191,7 +194,7 @@ def test_submit_sends_structured_fields_as_json(scripted: Scripted, connect: typ
 
 
 def test_method_of_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -> None:
-    server = scripted(*[job()] * 6)
+    server = scripted(*[job()] * 8)
     with connect(server.url) as client:
         client.inpaint(b"pixels", "alpha", prompt="a tree")
         client.outpaint(b"pixels", left=64, bottom=8)
@@ -199,8 +202,12 @@ def test_method_of_each_task_sends_its_fields(scripted: Scripted, connect: type[
         client.upscale(b"pixels", 4)
         client.control_map(b"pixels", "canny", width=64)
         client.find_mask(b"pixels", text="the house", grow=8)
-    inpaint, outpaint, edit, upscale, control_map, find_mask = server.requests
-    assert [path for path, _, _ in server.requests] == ["/img2img"] * 4 + ["/control-maps", "/masks"]
+        client.inpaint(image=b"pixels", mask="alpha", outpaint={"left": 8})
+        client.control_map(image=b"pixels", type="canny")
+    inpaint, outpaint, edit, upscale, control_map, find_mask, both, _ = server.requests
+    paths = ["/img2img"] * 4 + ["/control-maps", "/masks", "/img2img", "/control-maps"]
+    assert [path for path, _, _ in server.requests] == paths
+    assert json.loads(both[2])["outpaint"] == {"left": 8}
     assert b'name="text"\r\n\r\nthe house\r\n' in find_mask[2]
     assert b'name="mask"\r\n\r\nalpha\r\n' in inpaint[2]
     assert json.loads(outpaint[2])["outpaint"] == {"left": 64, "top": 0, "right": 0, "bottom": 8}
@@ -208,6 +215,38 @@ def test_method_of_each_task_sends_its_fields(scripted: Scripted, connect: type[
     assert b'name="upscale"\r\n\r\n4\r\n' in upscale[2]
     assert all(headers["idempotency-key"] for _, headers, _ in server.requests)
     assert b'name="type"\r\n\r\ncanny\r\n' in control_map[2]
+
+
+def test_arguments_that_cannot_be_used_are_refused(connect: type[Client]) -> None:
+    with connect("http://127.0.0.1:1") as client:
+        with pytest.raises(InvalidArgument, match="outpaint needs at least one of left, top"):
+            client.outpaint(b"pixels")
+        with pytest.raises(InvalidArgument, match="instruction: it must be given"):
+            client.edit(b"pixels", "")
+        with pytest.raises(InvalidArgument, match=r"URLs are not fetched: download https://example\.com/a\.png"):
+            client.submit(image="https://example.com/a.png")
+        with pytest.raises(TypeError, match=r"items\.0: a request is a mapping of fields"):
+            client.batches.submit(["a.png"])  # type: ignore[list-item]
+
+
+def test_refused_image_of_a_batch_is_named(scripted: Scripted, connect: type[Client], tmp_path: Path) -> None:
+    error = {"status": 415, "detail": "x", "errors": [{"field": "image", "message": "No image"}]}
+    refused = 415, {"content-type": "application/problem+json"}, json.dumps(error).encode()
+    too_large = problem(413)
+    uploaded = 200, {}, json.dumps({"sha256": "5a" * 32, "width": 8, "height": 8}).encode()
+    (tmp_path / "text.png").write_bytes(b"text")
+    server = scripted(uploaded, refused, too_large, refused)
+    with connect(server.url) as client:
+        with pytest.raises(InvalidRequest) as raised:
+            client.batches.submit([{"image": IMAGE}, {"image": tmp_path / "text.png"}])
+        assert str(raised.value) == f"items.1.image: No image (got {tmp_path}/text.png)"
+        assert raised.value.errors == (FieldError("items.1.image", "No image", f"{tmp_path}/text.png"),)
+        with (tmp_path / "text.png").open("rb") as file, pytest.raises(InvalidRequest) as raised:
+            client.batches.submit([{"controls": [{"type": "canny", "image": file}]}])
+        assert str(raised.value) == f"items.0.controls.0.image: Not now. (got {tmp_path}/text.png)"
+        with pytest.raises(InvalidRequest) as raised:
+            client.batches.vary({"prompt": "x"}, {"image": [b"x"]})
+        assert str(raised.value) == "vary.image.0: No image"
 
 
 def test_errors_have_status_code_and_fields(scripted: Scripted, connect: type[Client]) -> None:
@@ -262,5 +301,8 @@ def test_html_response_raises_invalid_response(scripted: Scripted, connect: type
 
 
 def test_unreachable_service_raises_service_unreachable(connect: type[Client]) -> None:
-    with connect("http://127.0.0.1:1") as client, pytest.raises(ServiceUnreachable, match="cannot be reached"):
+    with (
+        connect("http://127.0.0.1:1") as client,
+        pytest.raises(ServiceUnreachable, match=r"cannot be reached.*; is `img2img serve` running"),
+    ):
         client.list_models()

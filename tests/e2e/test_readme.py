@@ -138,9 +138,16 @@ def test_example_of_a_batch_writes_all_images(client: httpx.Client, tmp_path: Pa
     for name in ("a.png", "b.png"):
         shutil.copy(EXAMPLES / "input.png", tmp_path / "photos" / name)
     program = EXAMPLES / "batch_of_photos.py"
-    output = run_example(tmp_path, client, sys.executable, program, "photos", "paintings", "a sketch")
+    command = [sys.executable, program, "photos", "paintings", "a sketch"]
+    output = run_example(tmp_path, client, *command)
     assert sorted(output) == ["paintings/a.png", "paintings/b.png"]
     assert (tmp_path / "paintings" / "b.png").read_bytes().startswith(PNG)
+    (tmp_path / "photos" / "c.png").write_text("no image")
+    environment = os.environ | {"IMG2IMG_URL": str(client.base_url)}
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("items.2.image: ")
+    assert refused.stderr.endswith("(got photos/c.png)\n")
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")

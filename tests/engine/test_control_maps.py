@@ -1,9 +1,11 @@
 """Control maps by OpenCV, and the image that each control uses."""
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,81 @@ def test_preprocessors_find_edges_of_the_image_only(kind: ControlType, colours: 
 @pytest.mark.parametrize("kind", EDGES)
 def test_preprocessors_find_no_edges_in_a_flat_image(kind: ControlType) -> None:
     assert not np.asarray(PREPROCESSORS[kind](Image.new("RGB", (64, 48), "#808080"))).any()
+
+
+STROKES = [ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE]
+
+
+def drawing(width: int, paper: str, *inks: str, noise: float = 0) -> Image.Image:
+    """Return a house, the sun and a tree, 900 x 700."""
+    image = Image.new("RGB", (900, 700), paper)
+    draw, ink = ImageDraw.Draw(image), itertools.cycle(inks)
+    draw.line((40, 600, 860, 600), next(ink), width)
+    draw.rectangle((250, 350, 550, 600), None, next(ink), width)
+    draw.line((230, 350, 400, 200, 570, 350), next(ink), width)
+    draw.ellipse((680, 80, 780, 180), None, next(ink), width)
+    for angle in np.linspace(0, 2 * np.pi, 8, endpoint=False):
+        across, down = np.cos(angle), np.sin(angle)
+        ray = (730 + 70 * across, 130 + 70 * down, 730 + 110 * across, 130 + 110 * down)
+        draw.line(ray, next(ink), width)
+    draw.ellipse((640, 340, 770, 480), None, next(ink), width)
+    pixels = np.asarray(image) + np.random.default_rng(0).normal(0, noise, (700, 900, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", STROKES)
+@pytest.mark.parametrize("size", [(900, 700), (512, 400), (144, 112)])
+@pytest.mark.parametrize(
+    ("width", "colours", "noise"),
+    [
+        (2, ("white", "black"), 0),
+        (6, ("white", "black"), 0),
+        (3, ("#c4c4be", "#303030"), 5),
+        (4, ("#fbfaf5", "#d0503c", "#3c64c8", "#50a050", "#e0b020"), 2),
+        (3, ("black", "white"), 0),
+    ],
+    ids=["thin", "thick", "grey paper", "coloured pencil", "white on black"],
+)
+def test_map_of_a_drawing_is_its_strokes(
+    width: int, colours: tuple[str, ...], noise: float, size: tuple[int, int], kind: ControlType
+) -> None:
+    drawn = drawing(width, *colours, noise=noise)
+    bright = np.asarray(PREPROCESSORS[kind](drawn.resize(size, Image.Resampling.LANCZOS)))[..., 0]
+    plain = drawing(width, "black", "white").resize(size, Image.Resampling.BOX)
+    shares = np.asarray(plain, np.float32)[..., 0]
+    visible = 50 if kind == ControlType.LINEART else 128
+    near = cv2.dilate((bright > visible).astype(np.uint8), np.ones((3, 3), np.uint8))
+    assert near[shares > shares.max() / 2].mean() > 0.99, "a stroke is missing"
+    around = cv2.dilate((shares > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert (bright[~around] < 64).all()
+    # A stroke has one line: the ground line, in each of some columns away from the house.
+    columns = (bright[:, int(0.7 * size[0]) : int(0.9 * size[0])] > visible)[int(0.8 * size[1]) :]
+    assert (np.diff(columns.astype(int), axis=0) == 1).sum(axis=0).max() == 1
+
+
+def product() -> Image.Image:
+    """Return a shaded ball on white."""
+    down, across = np.mgrid[:256, :256] / 256 - 0.5
+    shade = np.where(np.hypot(down, across) < 0.3, 0.5 + down, 1)
+    return Image.fromarray((shade * 255).astype(np.uint8)).convert("RGB")
+
+
+def landscape() -> Image.Image:
+    """Return a sky over textured ground."""
+    pixels = np.linspace(230, 180, 256)[:, None, None] * np.array([0.8, 0.9, 1.0]) * np.ones((256, 256, 1))
+    pixels[150:] = np.random.default_rng(3).normal(110, 30, (106, 256, 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", STROKES)
+def test_map_of_an_image_that_is_no_drawing_is_made_of_its_edges(
+    kind: ControlType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [Image.open(path).convert("RGB") for path in ("examples/input.png", "examples/rendered.png")]
+    images = [*files, product(), landscape(), square("black", "white"), files[0].resize((512, 512))]
+    maps = [PREPROCESSORS[kind](image).tobytes() for image in images]
+    monkeypatch.setattr("img2img.worker.images.control_maps._strokes", lambda _image: None)
+    assert maps == [PREPROCESSORS[kind](image).tobytes() for image in images]
 
 
 def test_preprocessors_draw_edges_with_expected_strength() -> None:

@@ -77,7 +77,12 @@ def serve(folders: dict[str, Path]) -> Iterator[Callable[..., Served]]:
     """Return a function that starts a pool with the models a, b and c, of which the first one is loaded."""
     started: list[tuple[Served, threading.Thread]] = []
 
-    def start(max_loaded: int | None = None, max_bytes: int | None = None, **changes: ModelConfig) -> Served:
+    def start(
+        max_loaded: int | None = None,
+        max_bytes: int | None = None,
+        mend: Callable[[Served], bool] = lambda _served: False,
+        **changes: ModelConfig,
+    ) -> Served:
         engine, registry = Engine(slots=4), CollectorRegistry()
         configs = {name: ModelConfig(name=name, source=str(folder)) for name, folder in folders.items()} | changes
         pool = ModelPool(
@@ -89,7 +94,7 @@ def serve(folders: dict[str, Path]) -> Iterator[Callable[..., Served]]:
         served = Served(pool, engine, configs, registry)
         started.append((served, start_engine(engine)))
         pool.define(configs)
-        pool.start(["a"])
+        pool.start(["a"], mend=lambda: mend(served))
         wait_for(lambda: len(pool.cards) + list(served.states().values()).count(FAILED) >= len(configs))
         return served
 
@@ -388,6 +393,32 @@ def test_loras_change_while_the_model_stays_loaded(
     assert served.states()["a"] is LOADED
     assert served.pool.cards[0].loras == ("oil",)
     render(served.engine, lease.model, spec)
+
+
+def test_start_goes_on_without_a_lora_that_cannot_be_loaded(
+    serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("missing", "broken")}
+    files["broken"].write_bytes(b"no LoRA")
+    files["ink"] = tiny_lora(folders["a"], tmp_path / "ink.safetensors", seed=3)
+    loras = {name: ComponentSource(source=str(file)) for name, file in files.items()}
+    config = ModelConfig(name="a", source=str(folders["a"]), loras=dict(loras))
+    errors: list[str] = []
+
+    def mend(served: Served) -> bool:
+        errors.append(str(served.pool.statuses()["a"].error))
+        del loras["missing" if "'missing'" in errors[-1] else "broken"]
+        served.pool.define(served.configs | {"a": config.model_copy(update={"loras": dict(loras)})})
+        return True
+
+    served = serve(mend=mend, a=config)
+    assert served.states()["a"] is LOADED
+    assert served.pool.cards[0].loras == ("ink",)
+    for error, name, problem in zip(
+        errors, ("missing", "broken"), ("does not exist", "download it again"), strict=True
+    ):
+        assert f"LoRA {name!r}" in error
+        assert problem in error
 
 
 def test_offloaded_model_is_loaded_again_for_other_loras(

@@ -80,6 +80,7 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
 
 def test_access_log_escapes_client_input(redis_url: str, log: Path) -> None:
     logged = log.read_text()
+    assert "INFO img2img.start: API server starts on http://" in logged.splitlines()[0]
     assert "POST /img2img 202 in" in logged
     assert "POST /img2img 422 in" in logged
     assert "\x1b[31m" not in logged

@@ -127,7 +127,7 @@ def test_body_and_name_are_checked(http: httpx.Client) -> None:
     assert http.put("/models/photo", data={"source": "org/photo"}).status_code == 415
     for name in (".hidden", "a b", "x" * 201):
         assert http.put(f"/models/{name}", json=PHOTO).status_code == 422
-    assert http.put("/models/photo/loras/a b", json={"source": "a/b"}).status_code == 422
+    assert http.put("/models/photo/loras/a:b", json={"source": "a/b"}).status_code == 422
 
 
 def test_paths_are_limited_to_the_configured_folders(settings: ApiSettings, http: httpx.Client, tmp_path: Path) -> None:
@@ -210,3 +210,18 @@ def test_worker_with_an_invalid_model_file_is_listed(http: httpx.Client, redis: 
     WorkerReports(redis).publish(WORKER, WorkerReport(file_error=error))
     assert http.get("/models").json()["notices"] == [f"{WORKER}: a change of the model file is ignored: {error}"]
     assert error in http.get("/readyz").json()["workers"]["detail"]
+
+
+def test_lora_that_a_worker_left_out_is_listed_with_the_reason(http: httpx.Client, redis: Redis) -> None:
+    report(redis, "demo")
+    left_out = {"demo": {"ink": "/srv/ink.safetensors does not exist"}}
+    WorkerReports(redis).publish(WORKER, WorkerReport(loras_left_out=left_out))
+    notice = f"{WORKER}: the LoRA ink is left out of the model demo: {left_out['demo']['ink']}"
+    assert http.get("/models").json()["notices"] == [notice]
+    [worker] = http.get("/models/demo").json()["workers"]
+    assert worker["loras_left_out"] == left_out["demo"]
+
+
+def test_model_whose_loras_are_being_replaced_does_not_follow_the_change_yet(http: httpx.Client, redis: Redis) -> None:
+    report(redis, demo=ModelStatus(state=ModelState.LOADED, changing=True))
+    assert http.get("/models/demo").json()["state"] == "waiting"

@@ -2,9 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -20,6 +18,7 @@ from img2img.redis.job_queue import JobQueue
 from tests.http.test_limits import SMALL, clients_of
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
+from tests.support.redis_servers import full_memory
 
 AT_ONCE = 20
 
@@ -97,20 +96,11 @@ def test_full_disk_refuses_what_would_be_stored(settings: ApiSettings, redis: Re
         assert not redis.keys("i2i:inputs*")
 
 
-@contextmanager
-def no_memory(redis: Redis) -> Iterator[None]:
-    redis.config_set("maxmemory", redis.info("memory")["used_memory"] - 200_000)
-    try:
-        yield
-    finally:
-        redis.config_set("maxmemory", 0)
-
-
 def test_redis_without_memory_is_named(settings: ApiSettings, redis: Redis, queue: JobQueue) -> None:
     with clients_of(settings, redis) as (client,):
         job = client.post("/img2img", files={"image": noise()}, data=SMALL).json()["id"]
         assert client.get("/readyz").status_code == 200
-        with no_memory(redis):
+        with full_memory(redis):
             for response in (client.post("/img2img", files={"image": noise()}, data=SMALL), upload(client)):
                 assert "Redis has no memory left (maxmemory)" in assert_problem(response, 503, "unavailable")["detail"]
                 assert int(response.headers["retry-after"]) > 0
@@ -119,6 +109,8 @@ def test_redis_without_memory_is_named(settings: ApiSettings, redis: Redis, queu
             assert ready.status_code == 503
             assert ready.json()["redis"] == {"ok": False, "detail": "Redis has no memory left (maxmemory)"}
             assert client.get(f"/jobs/{job}").status_code == 200
+            assert client.post(f"/jobs/{job}/cancel").json()["status"] == "cancelled"
+            assert client.delete(f"/jobs/{job}").status_code == 204
         time.sleep(MAX_AGE_S)
         assert client.get("/readyz").status_code == 200
         assert upload(client).status_code == 201

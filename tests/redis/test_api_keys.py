@@ -7,9 +7,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from img2img.domain.api_key import ApiKey, Scope, owner_of
 from img2img.domain.job import JobOptions, JobStatus
@@ -19,6 +21,9 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.audit import MAX_ENTRIES, AuditEvent, audit, audit_entries
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import API_KEY_USES, API_KEYS, AUDIT_LOG, JOB
+from img2img.redis.outage import message_of
+from tests.support.cli_command import img2img, one_line
+from tests.support.redis_servers import full_memory
 from tests.support.specs import make_spec
 
 BOTH = (Scope.READ, Scope.SUBMIT)
@@ -222,3 +227,38 @@ def test_audit_log_is_bounded(keys: ApiKeys, redis: Redis) -> None:
         pipe.execute()
     assert MAX_ENTRIES <= redis.xlen(AUDIT_LOG) < MAX_ENTRIES + 500
     assert next(audit_entries(redis, 1)).details["number"] == str(MAX_ENTRIES + 1999)
+
+
+def test_access_ends_while_redis_has_no_memory(keys: ApiKeys, redis: Redis) -> None:
+    secret, key = keys.create("Ada", BOTH)
+    queue = JobQueue(redis)
+    queued, running = submit(queue, key), submit(queue, key)
+    queue.job_store.start(running, execution="e", worker="w")
+    with full_memory(redis):
+        with pytest.raises(ResponseError) as caught:
+            keys.create("Bob", BOTH)
+        assert message_of(caught.value).startswith("Redis has no memory left (maxmemory): raise it, or delete jobs")
+        assert keys.revoke(key.id) == key
+        assert queue.cancel_submitted_with(key) == 2
+        audit(redis, AuditEvent.JOBS_CANCELLED, actor="ada@gpu-box", key=key.id, jobs=2)
+        assert keys.find(secret) is None
+    statuses = [record.status for record in queue.job_store.get_all([queued, running]) if record]
+    assert statuses == [JobStatus.CANCELLED] * 2
+    assert [entry.event for entry in audit_entries(redis, 2)] == ["jobs.cancelled", "key.revoked"]
+
+
+def test_commands_end_access_while_redis_has_no_memory(
+    keys: ApiKeys, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    _, key = keys.create("Ada", BOTH)
+    job = submit(JobQueue(redis), key)
+    with full_memory(redis):
+        refused = img2img(tmp_path, "keys", "create", "--name", "Bob", "--redis-url", redis_url)
+        assert "(maxmemory): raise it, or delete jobs, then run this again" in one_line(refused)
+        revoked = img2img(tmp_path, "keys", "revoke", key.id, "--cancel-jobs", "--redis-url", redis_url)
+        assert (revoked.returncode, revoked.stderr) == (0, "1 job cancelled\n")
+        forgotten = img2img(tmp_path, "forget", "--key", key.id, "--redis-url", redis_url)
+        assert forgotten.returncode == 0, forgotten.stderr
+    assert not redis.exists(JOB.format(id=job))
+    events = [entry.event for entry in audit_entries(redis, 3)]
+    assert events == ["data.forgotten", "jobs.cancelled", "key.revoked"]

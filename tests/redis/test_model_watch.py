@@ -36,12 +36,13 @@ class Defined:
         self.configs: dict[str, ModelConfig] = {}
         self.finishing: frozenset[str] = frozenset()
         self.count = 0
+        self.status = ModelStatus(state=ModelState.LOADED)
 
     def define(self, configs: Mapping[str, ModelConfig], finishing: Collection[str] = ()) -> None:
         self.configs, self.finishing, self.count = dict(configs), frozenset(finishing), self.count + 1
 
     def statuses(self) -> dict[str, ModelStatus]:
-        return dict.fromkeys(self.configs, ModelStatus(state=ModelState.LOADED))
+        return dict.fromkeys(self.configs, self.status)
 
 
 @pytest.fixture
@@ -84,6 +85,41 @@ def test_changes_by_request_are_followed(watch: ModelWatch, redis: Redis, define
     watch.poll(WORKER)
     assert list(defined.configs) == ["demo"]
     assert "IMG2IMG_MODEL_FOLDERS" in WorkerReports(redis).read([WORKER])[WORKER].refused["org/photo"]
+
+
+def test_lora_that_cannot_be_loaded_is_left_out_alone(
+    watch: ModelWatch, redis: Redis, file: Path, defined: Defined
+) -> None:
+    definitions = ModelDefinitions(redis)
+    for name in ("brush", "ink", "pen"):
+        definitions.put_lora("demo", name, ComponentSource(source=f"./{name}.safetensors"))
+    watch.poll(WORKER)
+    assert list(defined.configs["demo"].loras) == ["brush", "ink", "pen"]
+    error = "model 'demo': LoRA 'ink': ink.safetensors is damaged"
+    defined.status = ModelStatus(state=ModelState.LOADED, error=error, changing=True)
+    watch.poll(WORKER)
+    assert list(defined.configs["demo"].loras) == ["brush", "ink", "pen"], "the error may be of the file before"
+    defined.status = ModelStatus(state=ModelState.LOADED, error=error)
+    for _ in range(2):
+        watch.poll(WORKER)
+    assert list(defined.configs["demo"].loras) == ["brush", "pen"]
+    left_out = {"demo": {"ink": "ink.safetensors is damaged"}}
+    assert WorkerReports(redis).read([WORKER])[WORKER].loras_left_out == left_out
+    (file.parent / "ink.safetensors").write_bytes(b"repaired")
+    defined.status = ModelStatus(state=ModelState.LOADED)
+    watch.poll(WORKER)
+    assert list(defined.configs["demo"].loras) == ["brush", "ink", "pen"]
+
+
+def test_model_that_names_a_damaged_lora_itself_fails(redis: Redis, watch: ModelWatch, defined: Defined) -> None:
+    pen, ink = (ComponentSource(source=f"org/{name}") for name in ("pen", "ink"))
+    ModelDefinitions(redis).put("org/photo", PHOTO.model_copy(update={"loras": {"pen": pen}}))
+    ModelDefinitions(redis).put_lora("org/photo", "ink", ink)
+    watch.poll(WORKER)
+    for name, left in (("pen", ["pen", "ink"]), ("ink", ["pen"])):
+        defined.status = ModelStatus(state=ModelState.FAILED, error=f"LoRA {name!r}: does not exist")
+        watch.poll(WORKER)
+        assert list(defined.configs["org/photo"].loras) == left
 
 
 def test_removed_model_is_served_until_no_job_waits(watch: ModelWatch, redis: Redis, defined: Defined) -> None:

@@ -1,11 +1,13 @@
 """Everything that an owner has sent is deleted, and nothing of others."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from img2img.app.http.rate_limit import RateLimiter
 from img2img.domain.blob_keys import input_key, result_key, upload_key
@@ -14,11 +16,14 @@ from img2img.domain.job_batch import BatchMember, BatchRecord, BatchStatus
 from img2img.domain.webhook import BatchWebhook, Webhook
 from img2img.erasure import Eraser, Forgotten
 from img2img.errors import Expired
+from img2img.redis import outage
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import A1111_JOBS, JOB, JOBS_OF_OWNER, STORED_BYTES
 from img2img.redis.owner_data import OwnerData
+from img2img.worker.queue.retention import Retention
 from tests.support.memory_store import MemoryStore
+from tests.support.redis_servers import full_memory
 from tests.support.specs import make_spec
 
 ADA, BOB = "ada0" * 4, "b0b0" * 4
@@ -180,3 +185,36 @@ def test_damaged_records_and_lists_are_deleted(data: Data) -> None:
     data.redis.zadd(jobs_of_ada, {"0" * 32: 1})
     data.forget(ADA)
     assert data.of(ADA) == {}
+
+
+def test_data_is_deleted_while_redis_has_no_memory(data: Data) -> None:
+    with full_memory(data.redis):
+        assert reason_of_rejection(lambda: data.submit(BOB, OWN_IMAGES[BOB], "another"))
+        assert data.forget(ADA).jobs == 7
+    assert data.of(ADA) == {}
+
+
+def test_jobs_batches_and_uploads_end_while_redis_has_no_memory(data: Data) -> None:
+    jobs, retention = data.jobs, Retention(data.redis, data.store)
+    late = jobs.submit(make_spec(), JobOptions(owner=BOB, deadline_s=-1)).id
+    expired = jobs.submit(make_spec(), JobOptions(owner=BOB, result_ttl_s=-1)).id
+    jobs.cancel(expired)
+    [batch] = OwnerData(data.redis, ADA).batch_ids()
+    with full_memory(data.redis):
+        data.eraser.delete_batch(batch)
+        data.eraser.delete_upload("ad" * 32)
+        jobs.cancel_jobs(jobs.queued_ids("demo", 2))
+        retention.sweep()
+        assert reason_of_rejection(lambda: data.submit(ADA, OWN_IMAGES[ADA], "another"))
+    assert jobs.batches.get(batch) is None
+    assert upload_key("ad" * 32) not in data.store._blobs
+    cancelled = jobs.job_store.get(late)
+    assert cancelled
+    assert cancelled.status == "cancelled"
+    assert not data.redis.exists(JOB.format(id=expired))
+
+
+def reason_of_rejection(submit: Callable[[], object]) -> str | None:
+    with pytest.raises(ResponseError) as caught:
+        submit()
+    return outage.reason_of(caught.value)

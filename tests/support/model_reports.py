@@ -16,6 +16,7 @@ from tests.support.model_cards import CARD
 
 WORKER = "test-worker"
 LOADED = ModelStatus(state=ModelState.LOADED, memory_bytes=2_500_000_000)
+BROKEN = "/srv/broken.safetensors is damaged; download it again"
 # Of the worker.
 MODEL_FILE = {"demo": ModelConfig(source="./demo")}
 
@@ -26,7 +27,7 @@ def definitions(redis: Redis) -> dict[str, ModelConfig]:
 
 
 def report(redis: Redis, *models: str, **states: ModelStatus) -> None:
-    """Report as a worker that follows the latest change.
+    """Report as a worker that follows the latest change, without LoRAs of the name `broken`.
 
     Args:
         models: models that are loaded.
@@ -34,10 +35,13 @@ def report(redis: Redis, *models: str, **states: ModelStatus) -> None:
     """
     configs = definitions(redis)
     loras = {name: tuple(configs[name].loras) if name in configs else () for name in models}
+    left_out = {name: {"broken": BROKEN} for name, names in loras.items() if "broken" in names}
+    loras = {name: tuple(lora for lora in names if lora != "broken") for name, names in loras.items()}
     cards = [CARD.model_copy(update={"name": name, "loras": loras[name]}) for name in models]
     statuses = dict.fromkeys(models, LOADED) | states
     ModelRegistry(redis).register(WORKER, cards, ttl_s=60, statuses=statuses)
-    WorkerReports(redis).publish(WORKER, WorkerReport(revision=ModelDefinitions(redis).revision()))
+    following = WorkerReport(revision=ModelDefinitions(redis).revision(), loras_left_out=left_out)
+    WorkerReports(redis).publish(WORKER, following)
 
 
 @contextmanager

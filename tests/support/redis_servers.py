@@ -4,7 +4,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def slow_disk(folder: Path, fsync_s: float) -> dict[str, str] | None:
     if not library.exists():
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SLOW_FSYNC, "-ldl"], check=True)
     return {"LD_PRELOAD": str(library), "FSYNC_MS": str(int(fsync_s * 1000))}
+
+
+@contextmanager
+def full_memory(redis: Redis) -> Iterator[None]:
+    """Have Redis reach `maxmemory` while the context lasts."""
+    redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", 0)
 
 
 class RedisServer:

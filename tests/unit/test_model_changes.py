@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from img2img.app.backends.default_model import DefaultModel
+from img2img.app.compat.a1111.prompt import parse_prompt
+from img2img.domain.conditioning import Lora
 from img2img.domain.model_change import ModelChange, apply_changes
 from img2img.domain.model_config import ComponentSource, ModelConfig, UpscalerSource
 from img2img.file_watch import FileWatch
@@ -123,7 +125,7 @@ def test_lora_folder_has_complete_loras_only(tmp_path: Path, caplog: pytest.LogC
     content = lora(tmp_path / "ink.safetensors").read_bytes()
     lora(tmp_path / "pen.safetensors")
     lora(tmp_path / ".hidden.safetensors")
-    lora(tmp_path / "bad name.safetensors")
+    lora(tmp_path / "____.safetensors")
     save_file({"encoder.down.0.weight": np.zeros(2, np.float32)}, tmp_path / "vae.safetensors")
     (tmp_path / "half.safetensors").write_bytes(content[:-8])
     (tmp_path / "dangling.safetensors").symlink_to("nowhere")
@@ -132,7 +134,7 @@ def test_lora_folder_has_complete_loras_only(tmp_path: Path, caplog: pytest.LogC
         assert (list(loras), loras["ink"].source) == (["ink", "pen"], str(tmp_path / "ink.safetensors"))
         assert loras["pen"] == PEN
     assert sorted(record.args[0].name for record in caplog.records if record.args) == [  # type: ignore[index,union-attr]
-        "bad name.safetensors", "half.safetensors", "vae.safetensors",
+        "____.safetensors", "half.safetensors", "vae.safetensors",
     ]  # fmt: skip
     assert list(folders.expand(config, {"ink"}).loras) == ["pen"]
 
@@ -144,16 +146,55 @@ def test_lora_folder_has_complete_loras_only(tmp_path: Path, caplog: pytest.LogC
     after = folders.expand(config).loras
     assert (list(after), after["ink"] == before.loras["ink"]) == (["half", "ink", "pen"], False)
 
-    # One that does not fit its model is left out until it changes.
-    expanded = folders.expand(config)
-    assert folders.reject(expanded, "ink")
-    assert not folders.reject(expanded, "pen"), "it is not a file of the folder"
-    assert list(folders.expand(config).loras) == ["half", "pen"]
-    os.utime(tmp_path / "ink.safetensors", (1, 1))
-    assert list(folders.expand(config).loras) == ["half", "pen"]
-    assert list(folders.expand(config).loras) == ["half", "ink", "pen"]
     (tmp_path / "ink.safetensors").unlink()
     assert list(folders.expand(config).loras) == ["half", "pen"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("My Style v2", "My Style v2"),
+        ("ink_(v1.5)+pen", "ink_(v1.5)+pen"),
+        ("Café, très beau!", "Caf- tr-s beau"),
+        ("墨絵 sumi", "sumi"),
+        (" [old] pen ", "old- pen"),
+    ],
+)
+def test_lora_of_a_folder_is_named_by_its_file(tmp_path: Path, stem: str, name: str) -> None:
+    lora(tmp_path / f"{stem}.safetensors")
+    config = ModelConfig(name="photo", source="org/photo", lora_folder=str(tmp_path))
+    assert list(LoraFolders().expand(config).loras) == [name]
+    assert parse_prompt("prompt", f"a house <lora:{name}:0.8>").loras == ((name, 0.8),)
+    assert Lora(name=name).name == name
+
+
+def test_lora_that_cannot_be_loaded_is_left_out_until_it_changes(tmp_path: Path) -> None:
+    folder, other = tmp_path / "loras", tmp_path / "other.safetensors"
+    folder.mkdir()
+    for file in (folder / "ink.safetensors", other):
+        lora(file)
+    sources = {"other": ComponentSource(source=str(other)), "hub": ComponentSource(source="org/hub")}
+    models = {"photo": ModelConfig(name="photo", source="org/photo", lora_folder=str(folder), loras=sources)}
+    selection = ModelSelection(None, ())
+
+    def names() -> list[str]:
+        return list(selection.select(models, {}).configs["photo"].loras)
+
+    assert names() == ["ink", "other", "hub"]
+    for name in names():
+        selection.reject_lora(selection.select(models, {}).configs["photo"], name, "damaged")
+    assert names() == []
+    assert selection.select(models, {}).loras_left_out == {
+        "photo": {"ink": "damaged", "other": "damaged", "hub": "damaged"}
+    }
+    for file in (folder / "ink.safetensors", other):
+        os.utime(file, (1, 1))
+    names()  # a file of a folder is used when it stays the same
+    assert names() == ["ink", "other"]
+    models = {"photo": models["photo"].model_copy(update={"loras": {}})}
+    assert names() == ["ink"]
+    models = {"photo": models["photo"].model_copy(update={"loras": sources})}
+    assert names() == ["ink", "other", "hub"]
 
 
 def test_default_model_follows_the_file_once_the_model_is_known(

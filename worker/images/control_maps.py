@@ -4,6 +4,9 @@ Maps are white on black, as the published ControlNets were trained. Edge detecto
 approximated by gradients: softedge by gradients of several scales, scribble by the thickened ridges of a softedge map,
 lineart by an extended difference of Gaussians (Winnemöller et al., XDoG, 2012), mlsd by a line segment detector
 (Grompone von Gioi et al., LSD, 2010).
+
+A drawing, of thin strokes on even ground, has two edges along each stroke. Scribble, lineart and softedge use its
+strokes instead.
 """
 
 import math
@@ -34,6 +37,16 @@ MLSD_MIN_LENGTH = 24  # of a line
 SCRIBBLE_THRESHOLD = 0.25  # of the ridges of a softedge map
 SCRIBBLE_SIGMA = 2.0  # smooths strokes, and removes spurs
 SCRIBBLE_MIN_PIXELS = 24  # shorter strokes are texture
+# Of a drawing, in shares of the range of values and of the pixels.
+GROUND_LEVELS = (0.25, 0.5)  # brightness up to which the ground is dark, and from which it is light
+GROUND_SHARE = 0.6  # at least
+GROUND_NOISE = 0.04  # median difference of a pixel to the ground, at most
+INK_SHARE = (0.001, 0.3)
+INK_CONTRAST = 0.06  # to the ground, beyond its noise
+FAINT = 0.2  # contrast of the faintest stroke, of that of the strongest one
+SOLID_SHARE = 0.3  # of the ink, at most, in areas wider than strokes
+STROKE_WIDTH = 15  # at most
+STROKE_MIN_PIXELS = 4  # smaller ones are specks of the paper
 
 
 def canny(image: Image.Image) -> Image.Image:
@@ -42,26 +55,31 @@ def canny(image: Image.Image) -> Image.Image:
 
 
 def softedge(image: Image.Image) -> Image.Image:
-    """Soft edges, brighter where the gradient is larger."""
+    """Soft edges, brighter where the gradient is larger; of a drawing its strokes."""
+    ink = _strokes(image)
+    if ink is not None:
+        return _to_image(np.minimum(1, 1.5 * _blur(_thickened(ink > 0, image), _scale(image))))
     return _to_image(_edges(image, SOFTEDGE_SIGMAS))
 
 
 def scribble(image: Image.Image) -> Image.Image:
-    """Few thick strokes, like a drawing by hand."""
+    """Few thick strokes, like a drawing by hand; of a drawing its own."""
+    ink = _strokes(image)
+    if ink is not None:
+        return _to_image(_thickened(ink > 0, image))
     scale = _scale(image)
     edges = _blur(_edges(image, SOFTEDGE_SIGMAS), SCRIBBLE_SIGMA * scale)
-    thin = (_ridges(edges) & (edges > SCRIBBLE_THRESHOLD)).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(thin, connectivity=8)
-    is_stroke = stats[:, cv2.CC_STAT_AREA] >= SCRIBBLE_MIN_PIXELS * scale
-    # Component 0 is the background.
-    is_stroke[0] = False
+    strokes = _without_specks(_ridges(edges) & (edges > SCRIBBLE_THRESHOLD), SCRIBBLE_MIN_PIXELS * scale)
     width = 2 * round(2 * scale) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-    return Image.fromarray(cv2.dilate(is_stroke[labels].astype(np.uint8) * 255, kernel)).convert("RGB")
+    return Image.fromarray(cv2.dilate(strokes.astype(np.uint8) * 255, kernel)).convert("RGB")
 
 
 def lineart(image: Image.Image) -> Image.Image:
-    """Thin lines like an ink drawing, along dark strokes and along edges."""
+    """Thin lines like an ink drawing, along dark strokes and along edges; of a drawing its strokes."""
+    ink = _strokes(image)
+    if ink is not None:
+        return _to_image(ink)
     grey = np.asarray(image.convert("L"), np.float32) / 255
     sigma = XDOG_SIGMA * _scale(image)
     fine, coarse = _blur(grey, sigma), _blur(grey, XDOG_RATIO * sigma)
@@ -113,6 +131,46 @@ PREPROCESSORS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     ControlType.BLUR: blur,
     ControlType.GRAY: gray,
 }
+
+
+def _strokes(image: Image.Image) -> Grey | None:
+    """Return the strokes of a drawing, 1 where a stroke is strongest; None if the image is no drawing."""
+    pixels = np.asarray(image, np.float32) / 255
+    ground = np.median(pixels, axis=(0, 1))
+    # The channel that differs most: a yellow pencil hardly changes the brightness.
+    contrast = np.abs(pixels - ground).max(axis=2)
+    noise = float(np.median(contrast))
+    if noise > GROUND_NOISE:
+        return None
+    threshold = max(INK_CONTRAST + 4 * noise, FAINT * float(np.quantile(contrast, 0.999)))
+    ink = _without_specks(contrast > threshold, STROKE_MIN_PIXELS * _scale(image))
+    brightness, dark_up_to, light_from = float(ground.mean()), *GROUND_LEVELS
+    darker = float((pixels.mean(axis=2) < brightness)[ink].mean()) if ink.any() else 0.5
+    is_dark_on_light = brightness >= light_from and darker > 0.8
+    is_light_on_dark = brightness <= dark_up_to and darker < 0.2
+    is_even = (contrast < threshold / 2).mean() >= GROUND_SHARE and INK_SHARE[0] <= ink.mean() <= INK_SHARE[1]
+    if not (is_even and (is_dark_on_light or is_light_on_dark)):
+        return None
+    width = round(STROKE_WIDTH * min(image.size) / BASE_SIDE) | 1
+    solid = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
+    if solid.sum() > SOLID_SHARE * ink.sum():
+        return None
+    strongest = float(np.quantile(contrast[ink], 0.9))
+    return np.where(ink, np.minimum(1, contrast / strongest), 0).astype(np.float32)
+
+
+def _thickened(ink: npt.NDArray[np.bool_], image: Image.Image) -> Grey:
+    width = 2 * round(_scale(image)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    return np.asarray(cv2.dilate(ink.astype(np.float32), kernel), np.float32)
+
+
+def _without_specks(strokes: npt.NDArray[np.bool_], min_pixels: float) -> npt.NDArray[np.bool_]:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8), connectivity=8)
+    is_stroke = stats[:, cv2.CC_STAT_AREA] >= min_pixels
+    # Component 0 is the background.
+    is_stroke[0] = False
+    return np.asarray(is_stroke[labels])
 
 
 def _edges(image: Image.Image, sigmas: Sequence[float]) -> Grey:

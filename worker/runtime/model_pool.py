@@ -207,12 +207,18 @@ class ModelPool:
         # A removed model with a long job blocks only loads that need its memory.
         return None if victims is not None and retired and not self._state.fits(pooled, victims) else victims
 
-    def start(self, names: Iterable[str], check: Callable[[], None] = lambda: None) -> None:
+    def start(
+        self,
+        names: Iterable[str],
+        check: Callable[[], None] = lambda: None,
+        mend: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Start the pool's thread, and load models.
 
         Args:
             names: the models to load. If none of them can be loaded, the first other one that can be.
             check: called often; raises if the engine has died.
+            mend: called when a model cannot be loaded; returns whether it has defined it anew.
 
         Raises:
             StartupError: no model can be served; HubUnavailable if the reason may pass.
@@ -222,10 +228,10 @@ class ModelPool:
             # Requests have removed all of them, and may add others.
             return
         names = list(names)
-        loaded = [self._load_now(name, check) for name in names]
+        loaded = [self._load_now(name, check, mend) for name in names]
         if names and not any(loaded):
             others = [name for name in self._state.models if name not in names]
-            if not any(self._load_now(name, check) for name in others):
+            if not any(self._load_now(name, check, mend) for name in others):
                 raise self._start_error()
         # Requests can then name all models when the worker takes its first job.
         self._wait(lambda: not any(m.needs_description for m in self._state.models.values()), check, DESCRIPTIONS_S)
@@ -235,13 +241,21 @@ class ModelPool:
             log.error("%s", error)
         self._thread.logs_failures = True
 
-    def _load_now(self, name: str, check: Callable[[], None]) -> bool:
+    def _load_now(self, name: str, check: Callable[[], None], mend: Callable[[], bool]) -> bool:
         """Load a model, and return whether that was possible."""
+        while (pooled := self._try_to_load(name, check)).state is not ModelState.LOADED:
+            if pooled.may_pass or not mend():
+                return False
+        return True
+
+    def _try_to_load(self, name: str, check: Callable[[], None]) -> PooledModel:
+        pooled = self._state.models[name]
+        # Its LoRAs may have been defined anew.
+        self._wait(lambda: pooled.next_config is None, check)
         with self._changed:
-            pooled = self._state.models[name]
             self._request(pooled)
         self._wait(lambda: pooled.state is not ModelState.LOADING, check)
-        return pooled.state is ModelState.LOADED
+        return pooled
 
     def _errors(self) -> list[str]:
         return [status.error for status in self.statuses().values() if status.error]

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.domain.model_config import ModelConfig
-from img2img.domain.model_status import ModelStatus
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.file_watch import FileWatch
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_definitions import Changes, ModelDefinitions
@@ -159,7 +159,20 @@ class ModelWatch:
 
     def _apply(self) -> Selection:
         """Define the models, if they have changed."""
-        self._leave_out_unsuitable_loras()
+        self._reject_unusable_loras()
+        return self._define()
+
+    def leave_out_unusable_loras(self) -> bool:
+        """Define the models without LoRAs that could not be loaded. Returns whether there are any.
+
+        Raises:
+            RedisError: the queue cannot be read.
+        """
+        if rejected := self._reject_unusable_loras():
+            self._define()
+        return rejected
+
+    def _define(self) -> Selection:
         selection = self._selection.select(self._file, self._changes.by_model)
         removed = {name: config for name, config in self._defined.items() if name not in selection.configs}
         removed |= selection.removed
@@ -184,16 +197,31 @@ class ModelWatch:
                 self._registry.forget(name)
                 self._dropped.discard(name)
 
-    def _leave_out_unsuitable_loras(self) -> None:
-        """Leave out a LoRA of a folder that does not fit its model, which could not be loaded with it."""
+    def _reject_unusable_loras(self) -> bool:
+        """Reject LoRAs that could not be loaded, so that the model has the others. Returns whether there are any.
+
+        A model that is not loaded yet fails instead if its own definition names the LoRA.
+        """
+        rejected = False
         for name, status in self._models.statuses().items():
-            error, config = status.error, self._defined.get(name)
-            if error is None or config is None or config.lora_folder is None:
+            config = self._defined.get(name)
+            if status.error is None or status.changing or config is None:
                 continue
-            for lora in config.loras:
+            own = () if status.state is ModelState.LOADED else self._loras_of_definition(name)
+            for lora in config.loras.keys() - own:
                 # As `worker.pipelines.conditioning.loras` names it.
-                if f"LoRA {lora!r}" in error and self._selection.reject_lora(config, lora):
-                    log.warning("the LoRA %s is left out of the model %s until its file changes: %s", lora, name, error)
+                _, label, reason = status.error.partition(f"LoRA {lora!r}")
+                if label:
+                    log.warning("the LoRA %s is left out of the model %s until it changes%s", lora, name, reason)
+                    self._selection.reject_lora(config, lora, reason.strip(": "))
+                    rejected = True
+        return rejected
+
+    def _loras_of_definition(self, name: str) -> Collection[str]:
+        """Return the LoRAs in the definition of a model, without those of a folder and those added by request."""
+        change = self._changes.by_model.get(name)
+        definition = (change and change.model) or self._file.get(name)
+        return definition.loras.keys() if definition else ()
 
     def _log_changes(self, wanted: Mapping[str, ModelConfig]) -> None:
         if not self._defined:
@@ -210,7 +238,12 @@ class ModelWatch:
     def _report(self, worker: str, selection: Selection) -> None:
         # Not before the states of the models that belong to it are announced.
         revision, self._revision = self._revision, self._changes.revision
-        report = WorkerReport(revision=revision, refused=selection.refused, file_error=self._file_error)
+        report = WorkerReport(
+            revision=revision,
+            refused=selection.refused,
+            file_error=self._file_error,
+            loras_left_out=selection.loras_left_out,
+        )
         at, last = self._reported
         if report != last or time.monotonic() - at > REPORT_S:
             for name, reason in report.refused.items():

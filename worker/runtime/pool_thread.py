@@ -181,16 +181,16 @@ class PoolThread:
                 # A model that could not be loaded because of a LoRA is tried again.
                 pooled.retry_at = 0.0
                 return
-            pooled.has_replaced_modules = True
+            pooled.has_replaced_modules = pooled.is_changing = True
         try:
             self._loader.set_loras(model, config)
         except StartupError as error:
             log.error("%s; it keeps the LoRAs that it had", error)
             with self._changed:
-                pooled.error = str(error)
+                pooled.error, pooled.is_changing = str(error), False
             return
         with self._changed:
-            pooled.card = model.card
+            pooled.card, pooled.is_changing = model.card, False
             pooled.memory = memory_by_device(model.modules())
             self._changed.notify_all()
         self._record_memory()

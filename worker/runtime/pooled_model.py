@@ -46,6 +46,8 @@ class PooledModel:
     may_pass: bool = False
     # The same with other LoRAs, which are still to be loaded.
     next_config: ModelConfig | None = None
+    # Whether LoRAs are being replaced.
+    is_changing: bool = False
     # Whether its card is that of the LoRAs before.
     is_stale: bool = False
     # Whether LoRAs were replaced: the modules that carried them refer to the weights.
@@ -135,4 +137,7 @@ class PooledModel:
             memory_bytes=self.memory_bytes or None,
             batching=self.model.batching if self.model is not None else {},
             error=self.error,
+            changing=self.next_config is not None
+            or self.is_changing
+            or (self.is_stale and self.state is not ModelState.FAILED),
         )

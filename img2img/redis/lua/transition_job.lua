@@ -5,6 +5,7 @@
 -- include: end_job
 -- include: fair_queue
 -- include: job_indices
+-- include: when_full
 
 local id, to, sources, execution, ended_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local record = key(keys.JOB, {id = id})
@@ -17,6 +18,7 @@ if not from then return 'missing' end
 if not is_listed(sources, from) then return from end
 if execution ~= '' and owning_execution ~= execution then return 'lost' end
 
+if to == 'cancelled' then allow_when_full() end
 redis.call('HSET', record, 'status', to, unpack(ARGV, 7))
 redis.call('HINCRBY', record, 'revision', 1)
 if ARGV[6] == '1' then redis.call('HINCRBY', record, 'attempts', 1) end

@@ -1,13 +1,15 @@
-"""LoRAs of a folder: every safetensors file in it is a LoRA, named by its file name without the suffix."""
+"""LoRAs of a folder: every safetensors file in it is a LoRA, named by its file name without the suffix.
+
+Characters that a name cannot have become hyphens, see `lora_name_of`.
+"""
 
 import logging
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from safetensors import safe_open
 
-from img2img.domain.conditioning import LORA_NAME
+from img2img.domain.conditioning import lora_name_of
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.file_watch import Version, version_of
 
@@ -54,15 +56,6 @@ class LoraFolders:
         shown = {name: source for name, source in found.items() if name not in hidden}
         return config.model_copy(update={"loras": {**shown, **config.loras}})
 
-    def reject(self, config: ModelConfig, name: str) -> bool:
-        """Leave out a file of the folder until it changes. Returns whether the LoRA is a file of the folder."""
-        source = config.loras.get(name)
-        path = Path(source.source) if source else None
-        if config.lora_folder is None or path is None or path.parent != Path(config.lora_folder):
-            return False
-        self._checked[path] = (version_of(path), False)
-        return True
-
     def _usable(self, folder: Path) -> Iterator[tuple[str, ComponentSource]]:
         is_first_time = folder not in self._read
         self._read.add(folder)
@@ -75,7 +68,10 @@ class LoraFolders:
             checked, is_usable = self._checked.get(path, (None, False))
             if version is not None and is_usable:
                 # So that a file that was replaced makes another configuration.
-                yield path.stem, ComponentSource(source=str(path), revision="-".join(map(str, checked or ())))
+                yield (
+                    lora_name_of(path.stem),
+                    ComponentSource(source=str(path), revision="-".join(map(str, checked or ()))),
+                )
 
     def _check(self, path: Path, version: Version) -> None:
         """Find out whether this version of a file is a LoRA. Logs once why it is not."""
@@ -89,8 +85,8 @@ class LoraFolders:
 
 def _problem(path: Path) -> str | None:
     """Return why a file is not a LoRA, or None. Reads its header only."""
-    if not re.fullmatch(LORA_NAME, path.stem):
-        return "its name should consist of letters, digits, dots, hyphens and underscores"
+    if not lora_name_of(path.stem):
+        return "its name has none of the letters A-Z and no digit; rename it"
     try:
         check_file(path)
         with safe_open(path, framework="pt") as weights:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from img2img.domain.model_card import is_path, model_name
 from img2img.domain.model_change import ModelChange, apply_changes
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.file_watch import Version, version_of
 from img2img.model_sources import InvalidSource, component_within_folders, within_folders
 from img2img.models_file import InvalidModelsFile, read_models_file
 
@@ -71,6 +72,7 @@ class ModelSelection:
         self._names = None if names is None else _parse_names(names)
         self._folders = folders
         self._lora_folders = LoraFolders()
+        self._rejected: dict[tuple[str, str], _Rejected] = {}
 
     def check(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> None:
         """Check the models of a model file at the start of a worker.
@@ -104,11 +106,19 @@ class ModelSelection:
             {name: self._expanded(config, permitted) for name, config in self._of(file, permitted).items()},
             {name: self._expanded(config, permitted) for name, config in removed.items() if config is not None},
             refused,
+            self._left_out(),
         )
 
-    def reject_lora(self, config: ModelConfig, name: str) -> bool:
-        """Leave out a LoRA of the folder of a model that does not fit it. Returns whether it is one of the folder."""
-        return self._lora_folders.reject(config, name)
+    def reject_lora(self, config: ModelConfig, name: str, reason: str) -> None:
+        """Leave out a LoRA of a model, which cannot be loaded, until its file or its definition changes."""
+        source = config.loras[name]
+        self._rejected[config.name, name] = _Rejected(source, _version(source), reason)
+
+    def _left_out(self) -> dict[str, dict[str, str]]:
+        left_out: dict[str, dict[str, str]] = {}
+        for (model, lora), rejected in self._rejected.items():
+            left_out.setdefault(model, {})[lora] = rejected.reason
+        return left_out
 
     def _of(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> dict[str, ModelConfig]:
         """Return the models after the changes, in the order of the names to serve."""
@@ -134,7 +144,28 @@ class ModelSelection:
         unset = {key: value for key, value in self._defaults.items() if getattr(config, key) is None}
         config = config.model_copy(update=unset)
         loras = changes[config.name].loras if config.name in changes else {}
-        return self._lora_folders.expand(config, {name for name, source in loras.items() if source is None})
+        config = self._lora_folders.expand(config, {name for name, source in loras.items() if source is None})
+        for model, lora in list(self._rejected):
+            source, rejected = config.loras.get(lora), self._rejected[model, lora]
+            changed = source is None or (source, _version(source)) != (rejected.source, rejected.version)
+            if model == config.name and changed:
+                del self._rejected[model, lora]
+        kept = {name: source for name, source in config.loras.items() if (config.name, name) not in self._rejected}
+        return config.model_copy(update={"loras": kept})
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    """A LoRA that could not be loaded, with the version of its file."""
+
+    source: ComponentSource
+    version: Version
+    reason: str
+
+
+def _version(source: ComponentSource) -> Version:
+    path = Path(source.source, source.subfolder or "", source.weight_name or "")
+    return version_of(path if path.is_file() else Path(source.source))
 
 
 @dataclass(frozen=True)
@@ -145,11 +176,13 @@ class Selection:
         configs: models by name.
         removed: models that requests have removed; only jobs that wait already are run.
         refused: why a change by request is left out, by name of the model.
+        loras_left_out: by name of the model, its LoRAs that could not be loaded, and why.
     """
 
     configs: dict[str, ModelConfig]
     removed: dict[str, ModelConfig]
     refused: dict[str, str]
+    loras_left_out: dict[str, dict[str, str]]
 
 
 def _missing_source(config: ModelConfig) -> str | None:

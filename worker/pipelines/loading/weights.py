@@ -45,6 +45,8 @@ def _local_file(source: ComponentSource, path: Path) -> Path:
         if not (folder / source.weight_name).is_file():
             raise StartupError(f"{folder / source.weight_name} does not exist")
         return folder / source.weight_name
+    if not folder.exists():
+        raise StartupError(f"{folder.absolute()} does not exist")
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise StartupError(f"{folder} has {len(files)} safetensors files; set `weight_name` to one of them")
