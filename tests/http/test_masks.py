@@ -98,7 +98,7 @@ ADD = "its operator can add a segmenter, as `segmenters."
         ({"mask": {"box": [0, 0, 9, 9]}, "model": "words"}, "mask.box", "give one by text, or send the mask"),
         ({"mask": {"text": "tree"}, "model": "demo"}, "mask", "does not support inpainting"),
         ({"mask": {"text": "tree"}, "upscale": 2}, "mask", "cannot be combined with `upscale`"),
-        ({"refine": [{"detect": "face"}]}, "refine.0.detect", "knows these words"),
+        ({"refine": [{"detect": "face"}]}, "refine.0.detect", "finds only"),
         ({"refine": [{"detect": "face"}], "model": "blind"}, "refine", "a segmenter for words; leave it out"),
         ({"refine": [{"detect": "tree"}], "loras": [{"name": "ink"}]}, "loras", "inpaints without loras"),
         ({"refine": [{"detect": "tree"}], "pag_scale": 2}, "pag_scale", "inpaints without pag_scale, and `refine`"),
@@ -125,7 +125,7 @@ def test_unsupported_masks_are_rejected(
     ("fields", "field", "message"),
     [
         ({}, "body", "Give one of `text`, `points` and `box`"),
-        ({"text": "a car"}, "text", "knows these words"),
+        ({"text": "a car"}, "text", "finds only"),
         ({"text": "tree", "model": "blind"}, "text", f"{ADD}text`"),
         ({"points": [[0, 121]]}, "points", "not within the image"),
         ({"text": "tree", "blur": 3}, "blur", "Unknown field"),

@@ -84,7 +84,7 @@ def test_words_find_the_mask(form: Page) -> None:
     assert job["request"]["task"] == "inpaint"
     words.fill("a car")
     form.get_by_role("button", name="Find").click()
-    expect(form.get_by_text("knows these words")).to_be_visible()
+    expect(form.get_by_text("This model finds only")).to_be_visible()
 
 
 def test_mask_is_edited(form: Page) -> None:
