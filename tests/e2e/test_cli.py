@@ -247,7 +247,7 @@ def test_demo_writes_an_image(folder: Path) -> None:
 
 def test_serve_with_a_missing_model_file_fails_at_once(tmp_path: Path) -> None:
     failed = img2img(tmp_path, "serve", "--model", "./missing.safetensors", "--data-dir", str(tmp_path / "data"))
-    assert one_line(failed) == f"img2img: --model (IMG2IMG_MODEL): {tmp_path}/missing.safetensors does not exist"
+    assert one_line(failed, 2) == f"img2img: --model (IMG2IMG_MODEL): {tmp_path}/missing.safetensors does not exist"
     assert not (tmp_path / "data").exists()
 
 
