@@ -217,15 +217,18 @@ class _KeptImages(_Kept):
         with self._lock:
             ways = list(self._ways)
         results = {way: self._call(part, image, way) for way in ways}
-        # So that gates know the image without reading it: it may be on the device then, and a hash of 512 x 512 pixels
-        # takes 4 ms of the engine's thread.
-        for result in results.values():
-            if isinstance(result, HostTensor):
-                result.digest = digest_of(result)
-            elif isinstance(result, torch.Tensor):
-                with_digest(result, digest_of(result))
         with self._lock:
             self._results[image] = results
+
+    def _call(self, part: Any, value: Any, kwargs: Any) -> Any:
+        result = super()._call(part, value, kwargs)
+        # So that gates know the image without reading it: it may be on the device then, and a hash of 512 x 512 pixels
+        # takes 4 ms of the engine's thread.
+        if isinstance(result, HostTensor):
+            result.digest = digest_of(result)
+        elif isinstance(result, torch.Tensor):
+            with_digest(result, digest_of(result))
+        return result
 
 
 def _is_hashable(value: Any) -> bool:

@@ -37,7 +37,7 @@ class HostTensor(torch.Tensor):
     """A tensor in main memory that stock code can copy to the device without waiting. So can results of it.
 
     Attributes:
-        digest: of its content, if it is an image that was prepared ahead.
+        digest: of its content, if it is an image.
     """
 
     digest: bytes | None = None
