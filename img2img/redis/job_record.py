@@ -89,4 +89,10 @@ def _parse(job_id: str, text: Mapping[str, str]) -> JobRecord:
     for name in _JSON_FIELDS:
         if name in text:
             parsed[name] = json.loads(text[name])
+    # The clocks of two processes differ by milliseconds, by more on a busy machine.
+    moment = float(text["created_at"])
+    for name in ("started_at", "finished_at"):
+        if name in text:
+            moment = max(moment, float(text[name]))
+            parsed[name] = moment
     return JobRecord.model_validate(parsed)

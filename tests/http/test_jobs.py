@@ -13,6 +13,7 @@ from redis import Redis
 from img2img.domain.job import JobFailure
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import Progress
+from img2img.redis.keys import JOB
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.model_cards import CARD, DDIM_ONLY
 from tests.support.problems import assert_problem
@@ -41,6 +42,17 @@ def test_running_job_has_progress(http: httpx.Client, queue: JobQueue, job_id: s
     assert job["progress"] == {"step": 5, "steps": 20, "fraction": 0.25}
     assert list(job["timings"]) == ["queued"]
     assert datetime.fromisoformat(job["started_at"]) >= datetime.fromisoformat(job["created_at"])
+
+
+def test_times_of_a_job_are_in_order_where_clocks_differ(
+    http: httpx.Client, queue: JobQueue, redis: Redis, job_id: str
+) -> None:
+    run(queue, job_id)
+    created = http.get(f"/jobs/{job_id}").json()["created_at"]
+    redis.hset(JOB.format(id=job_id), "started_at", datetime.fromisoformat(created).timestamp() - 0.02)
+    job = http.get(f"/jobs/{job_id}").json()
+    assert job["started_at"] == created
+    assert job["timings"]["queued"] == 0
 
 
 def test_succeeded_job_has_images(http: httpx.Client, job_id: str, finish: Finish) -> None:
