@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
-from img2img.worker.engine.content import with_digest
+from img2img.worker.engine.content import derived_digest, with_digest
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.output_memory import AllMemories
@@ -181,3 +181,14 @@ def test_image_is_recognised_after_pipelines_have_converted_it() -> None:
                 call(gate, converted)
     # Both ways to float32 are the same one.
     assert encode.calls == 2 * 3
+
+
+def test_tensor_with_a_digest_can_be_converted_at_once() -> None:
+    # Nothing refers to the tensor while it is converted.
+    doubled = with_digest(torch.ones(1, 2), b"1").to(torch.float64)
+    assert doubled.dtype == torch.float64
+    assert vars(doubled)["digest"] == derived_digest(b"1", torch.float64)
+    kept = with_digest(torch.ones(1, 2), b"1")
+    assert kept.to(torch.float32) is kept
+    assert vars(with_digest(torch.ones(1, 2), b"1").to(torch.float32))["digest"] == b"1"
+    assert with_digest(torch.ones(1, 2), b"1").float().to(torch.bfloat16).unsqueeze(2).shape == (1, 2, 1)

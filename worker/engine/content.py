@@ -15,21 +15,24 @@ def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
     Its conversion to another dtype, and another dimension, which pipelines give an image before they encode it, have a
     digest, too. Other results have none.
     """
-    # A reference to the tensor itself would be a cycle, which only the garbage collector frees.
+    # A reference to the tensor itself would be a cycle, which only the garbage collector frees. A weak one alone is not
+    # enough: in `preprocess(image).to(dtype)` nothing else refers to the tensor when `to` is called.
     kind: Any = type(tensor)
-    known = ref(tensor)
+    known, alias = ref(tensor), tensor.detach()
 
     def to(*args: Any, **kwargs: Any) -> torch.Tensor:
-        image: Any = known()
-        changed: torch.Tensor = kind.to(image, *args, **kwargs)
-        return changed if changed is image else with_digest(changed, derived_digest(digest, changed.dtype))
+        changed: torch.Tensor = kind.to(alias, *args, **kwargs)
+        if changed is not alias:
+            return with_digest(changed, derived_digest(digest, changed.dtype))
+        image = known()
+        return with_digest(alias.detach(), digest) if image is None else image
 
     attributes: dict[str, Any] = {
         "digest": digest,
         "to": to,
         "float": lambda: to(torch.float32),
         # Of autoencoders for videos. The shape is not in a digest.
-        "unsqueeze": lambda dim: with_digest(kind.unsqueeze(known(), dim), digest),
+        "unsqueeze": lambda dim: with_digest(kind.unsqueeze(alias, dim), digest),
     }
     vars(tensor).update(attributes)
     return tensor
