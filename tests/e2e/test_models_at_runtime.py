@@ -190,6 +190,9 @@ def test_lora_of_the_folder_that_does_not_fit_leaves_the_model_alone(
         succeeded(client, submit(client, model="house"))
     assert failures == []
     assert "large" not in client.get("/models/house").json()["card"]["loras"]
+    wait_for(lambda: any("the LoRA large is left out" in notice for notice in client.get("/models").json()["notices"]))
+    (folder / "loras" / "large.safetensors").unlink()
+    wait_for(lambda: client.get("/models").json()["notices"] == [])
 
 
 def test_model_file_is_followed_and_an_invalid_one_is_ignored(
@@ -197,8 +200,7 @@ def test_model_file_is_followed_and_an_invalid_one_is_ignored(
 ) -> None:
     with load(client) as failures:
         (folder / "models.toml").write_text("[models.house]\nsource = './no")
-        wait_for(lambda: client.get("/models").json()["notices"])
-        assert "a change of the model file is ignored" in client.get("/readyz").json()["workers"]["detail"]
+        wait_for(lambda: "a change of the model file is ignored" in client.get("/readyz").json()["workers"]["detail"])
         assert [model["name"] for model in client.get("/models").json()["models"]] == ["house"]
         models_file(folder, model_folder, "cabin", "house")
         wait_until_served(client, "cabin")

@@ -35,11 +35,11 @@ def test_image_is_dropped_run_and_compared(form: Page) -> None:
     with form.expect_download() as download:
         form.get_by_role("link", name="Download").click()
     assert sha256(download.value.path().read_bytes()).hexdigest() == job["images"][0]["sha256"]
-    form.get_by_role("button", name="100 %").click()
+    form.get_by_role("button", name="100 %", exact=True).click()
     width = result(form).evaluate("element => element.getBoundingClientRect().width")
     assert width == 128 / form.evaluate("devicePixelRatio")
     # In a narrow and high window the width is what limits the image.
-    form.get_by_role("button", name="100 %").click()
+    form.get_by_role("button", name="100 %", exact=True).click()
     form.set_viewport_size({"width": 1000, "height": 1400})
     inner, outer = (form.locator(name).bounding_box() for name in (".canvas", ".viewport"))
     assert inner
