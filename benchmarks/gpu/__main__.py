@@ -38,7 +38,7 @@ FIRST = {"levers": ("sdxl", "flux"), "endurance": ("sd15",), "service": ("sd15",
 def main() -> int:
     options = _parse()
     configure_malloc()
-    # Compilation starts anew, so that its time is that of a first start.
+    # Without kept compilations, so that the time is that of a first start.
     with TemporaryDirectory(prefix="i2i-", ignore_cleanup_errors=True) as folder:
         configure_environment(Path(folder))
         return run(options)

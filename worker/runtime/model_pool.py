@@ -218,7 +218,7 @@ class ModelPool:
         Args:
             names: the models to load. If none of them can be loaded, the first other one that can be.
             check: called often; raises if the engine has died.
-            mend: called when a model cannot be loaded; returns whether it has defined it anew.
+            mend: called when a model cannot be loaded; returns whether it has changed its definition.
 
         Raises:
             StartupError: no model can be served; HubUnavailable if the reason may pass.
@@ -250,7 +250,7 @@ class ModelPool:
 
     def _try_to_load(self, name: str, check: Callable[[], None]) -> PooledModel:
         pooled = self._state.models[name]
-        # Its LoRAs may have been defined anew.
+        # Its definition may have changed.
         self._wait(lambda: pooled.next_config is None, check)
         with self._changed:
             self._request(pooled)
