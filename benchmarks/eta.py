@@ -22,12 +22,11 @@ from tempfile import TemporaryDirectory
 import httpx
 import numpy as np
 
-from benchmarks.workload import MIXES, Job, jobs
+from benchmarks.workload import MIXES, Job, jobs, served_card
 from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import Supervisor, free_port, running
 from img2img.domain.job import JobStatus, Priority
-from img2img.domain.model_card import ModelCard
 
 TICK_S = 0.1
 # Relative frequencies.
@@ -76,8 +75,7 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, service: Supervisor, http: httpx.Client) -> tuple[list[Estimate], float]:
     """Return all estimates and the seconds until all jobs were finished."""
-    [model] = http.get("/models").raise_for_status().json()["models"]
-    card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})
+    card = served_card(http)
     choose = random.Random(options.seed)
     _log(f"warming up with {options.warm_up} jobs")
     warm_up = jobs("mixed", card, options.warm_up, 2 * options.seed)

@@ -25,12 +25,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.workload import MIXES, Job, jobs
+from benchmarks.workload import MIXES, Job, jobs, served_card
 from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import Supervisor, free_port, running
 from img2img.domain.job import DeadlinePolicy, JobStatus, Priority
-from img2img.domain.model_card import ModelCard
 
 FIELDS = ("prompt", "strength", "guidance_scale", "num_inference_steps", "scheduler", "seed", "width", "height")
 POLL_S = 0.05
@@ -52,8 +51,7 @@ class Client:
     def __init__(self, service: Supervisor, http: httpx.Client) -> None:
         self._service = service
         self._http = http
-        [model] = self._get("/models")["models"]
-        self.card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})
+        self.card = served_card(http)
 
     def submit(self, job: Job, **more: object) -> str:
         """Return the id of a new job."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -43,9 +43,16 @@ class Stock:
         self._takes_size = "height" in inspect.signature(pipeline.__call__).parameters
 
     @classmethod
-    def from_folder(cls, folder: str) -> "Stock":
-        """Load a pipeline in float32."""
-        return cls(AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True))
+    def from_folder(cls, folder: str, *, compiled: bool = False) -> "Stock":
+        """Load a pipeline in float32.
+
+        Args:
+            compiled: compile the UNet with `torch.compile`.
+        """
+        pipeline = AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        if compiled:
+            pipeline.unet = torch.compile(pipeline.unet)
+        return cls(pipeline)
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -110,15 +117,24 @@ class LitServe:
     """A LitServe server in its processes, with clients that keep `clients` requests in flight."""
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], clients: int) -> None:
-        self._url = url
+        self.url = url
         self._process = process
         self._clients = clients
 
     def __call__(self, jobs: Sequence[Job]) -> list[bytes]:
+        with (
+            self.resumed(),
+            httpx.Client(base_url=self.url, timeout=None) as http,
+            ThreadPoolExecutor(self._clients) as clients,
+        ):
+            return list(clients.map(partial(_request, http), jobs))
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Let its processes run while the context lasts."""
         os.killpg(self._process.pid, signal.SIGCONT)
         try:
-            with httpx.Client(base_url=self._url, timeout=None) as http, ThreadPoolExecutor(self._clients) as clients:
-                return list(clients.map(partial(_request, http), jobs))
+            yield
         finally:
             self.pause()
 
@@ -133,12 +149,15 @@ def _request(http: httpx.Client, job: Job) -> bytes:
 
 
 @contextmanager
-def litserve(folder: str, max_batch_size: int, clients: int, threads: int) -> Iterator[LitServe]:
+def litserve(
+    folder: str, max_batch_size: int, clients: int, threads: int, api: Literal["predict", "edits"] = "predict"
+) -> Iterator[LitServe]:
     """Start a server and pause it until its first call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.litserve_server", folder, *map(str, (max_batch_size, threads, port))]
+    arguments = [folder, str(max_batch_size), str(threads), str(port), api]
+    command = [sys.executable, "-m", "benchmarks.litserve_server", *arguments]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -28,11 +28,10 @@ import psutil
 
 from benchmarks.eta import FIELDS
 from benchmarks.trend import slope_per_hour
-from benchmarks.workload import Job, jobs
+from benchmarks.workload import Job, jobs, served_card
 from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import Supervisor, free_port, running
-from img2img.domain.model_card import ModelCard
 from img2img.worker.runtime.allocator import TRIM_INTERVAL_S
 
 TICK_S = 0.05
@@ -108,9 +107,7 @@ class Soak:
 
     def __init__(self, service: Supervisor, http: httpx.Client, options: argparse.Namespace) -> None:
         self._service, self._http, self._options = service, http, options
-        [model] = http.get("/models").raise_for_status().json()["models"]
-        card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})
-        self._jobs = jobs("mixed", card, 64, options.seed)
+        self._jobs = jobs("mixed", served_card(http), 64, options.seed)
         self._choose = random.Random(options.seed)
         self._open: list[str] = []
         self._ended: list[JobView] = []

@@ -4,6 +4,7 @@
     python -m benchmarks.throughput --model random      # its architecture with random weights
     python -m benchmarks.throughput --model FOLDER      # any diffusers folder
     python -m benchmarks.throughput --dtype bfloat16 --batch-sizes --in-flight 16     # and the engine in bfloat16
+    python -m benchmarks.throughput --stock-compiled --batch-sizes --in-flight 16     # and torch.compile without it
     python -m benchmarks.throughput --speed fast turbo --batch-sizes --in-flight 16   # and with predicted steps
 
 Every side takes and returns PNGs. Sides are measured in turns, once per round; the fastest round counts, because other
@@ -75,13 +76,19 @@ def main() -> None:
         stock, model = Stock.from_folder(folder), load_model(config_for(folder), device="cpu")
         configuration = _configuration(options, stock, model)
         _log("\n".join(f"{name}: {value}" for name, value in configuration.items()))
-        sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
+        sides: dict[str, Side] = {STOCK: stock.one_by_one}
+        if options.stock_compiled:
+            sides[f"{STOCK}, UNet compiled"] = Stock.from_folder(folder, compiled=True).one_by_one
+        sides |= _sides(options, folder, model, stack)
         sides |= _variants(options, folder) | _speeds(options, model)
-        results = {mix: measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
+        results = {
+            mix: measure(mix, sides, model, options.jobs, options.rounds, size=options.size) for mix in options.mixes
+        }
         for mix, sides_of_mix in results.items():
-            _add_limit(sides_of_mix, images_per_s(model, jobs(mix, model.card, options.jobs, 0)))
+            work = jobs(mix, model.card, options.jobs, 0, side=options.size)
+            _add_limit(sides_of_mix, images_per_s(model, work))
     if options.plot:
-        draw(options.plot, results, STOCK)
+        draw(options.plot, {f"{mix} jobs": sides_of_mix for mix, sides_of_mix in results.items()}, STOCK)
     print(_markdown(configuration, results))
     if options.json:
         options.json.write_text(json.dumps({"configuration": configuration, "results": results}, indent=2) + "\n")
@@ -91,11 +98,13 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="demo, random, or a diffusers folder")
     parser.add_argument("--jobs", type=int, default=48, help="jobs per side and round")
+    parser.add_argument("--size", type=int, help="pixels of each side of the images; default: those of the model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads of every side")
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 4, 8, 16], help="slots of the engine")
     parser.add_argument("--dtype", nargs="*", choices=("bfloat16", "float16"), default=[], help="further dtypes")
     parser.add_argument("--compile", nargs="*", choices=("regional", "full"), default=[], help="compile the denoiser")
+    parser.add_argument("--stock-compiled", action="store_true", help="and the stock pipeline with a compiled UNet")
     parser.add_argument(
         "--speed",
         nargs="*",
@@ -120,7 +129,7 @@ def _folder(name: str, stack: ExitStack) -> str:
 
 
 def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> dict[str, str]:
-    size, cores = model.card.native_size, len(os.sched_getaffinity(0))
+    size, cores = options.size or model.card.native_size, len(os.sched_getaffinity(0))
     millions = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in stock.parameters.items())
     return {
         "machine": f"{cores} CPU cores ({platform.machine()}), each side with {options.threads} torch threads",
@@ -176,15 +185,21 @@ def _speeds(options: argparse.Namespace, model: Model) -> dict[str, Side]:
     return {f"this engine, {slots} in flight, speed {speed}": partial(run, speed) for speed in options.speed}
 
 
-def measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
-    """Run the same jobs on all sides, in turns."""
+def measure(
+    mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int, *, size: int | None = None
+) -> dict[str, Result]:
+    """Run the same jobs on all sides, in turns.
+
+    Args:
+        size: of the images, in pixels; default: the native size of the model.
+    """
     for name, side in sides.items():
         _log(f"{mix}: warming up {name}")
-        side(jobs(mix, model.card, count, 0)[:WARM_UP_JOBS])
+        side(jobs(mix, model.card, count, 0, side=size)[:WARM_UP_JOBS])
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     differences = dict.fromkeys(sides, 0)
     for round_number in range(1, rounds + 1):
-        round_jobs = jobs(mix, model.card, count, round_number)
+        round_jobs = jobs(mix, model.card, count, round_number, side=size)
         pngs = {}
         for name, side in sides.items():
             start = time.perf_counter()

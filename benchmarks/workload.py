@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,9 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Scheduler
 from img2img.domain.spec import Img2ImgSpec
 from img2img.worker.images.png import encode_png
+
+if TYPE_CHECKING:
+    import httpx
 
 SCHEDULERS = (
     Scheduler.DDIM,
@@ -112,3 +115,9 @@ def can_share_a_call(jobs: Sequence[Job]) -> dict[tuple[Any, ...], list[int]]:
         key = (spec.strength, spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.width, spec.height)
         groups.setdefault(key, []).append(index)
     return groups
+
+
+def served_card(http: "httpx.Client") -> ModelCard:
+    """Return the card of the only model of a service."""
+    [model] = http.get("/models").raise_for_status().json()["models"]
+    return ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})

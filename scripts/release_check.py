@@ -20,8 +20,6 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DIST = ROOT / "dist"
 IMAGES = ("api", "worker")
 BUILD = "from setuptools import build_meta as backend; backend.build_sdist({0!r}); backend.build_wheel({0!r})"
-
-
 # Characters of the messages of a command that failed.
 MAX_SHOWN = 3000
 
@@ -35,10 +33,11 @@ class Skipped(Exception):
 
 
 def run(*command: str | Path, **environment: str) -> str:
-    """Run a command in the clone and return its output. Raises CalledProcessError."""
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    """Run a command in the clone and return its output. Raises Failed with the end of what it printed."""
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        printed = (done.stdout + done.stderr).strip()
+        raise Failed(f"{Path(command[0]).name} exited with {done.returncode}:\n{printed[-MAX_SHOWN:]}")
     return done.stdout
 
 

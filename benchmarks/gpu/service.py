@@ -13,7 +13,7 @@ from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.target import Target
-from benchmarks.workload import jobs
+from benchmarks.workload import jobs, served_card
 
 JOBS = 64
 FIELDS = ("prompt", "seed", "width", "height", "strength", "num_inference_steps", "guidance_scale", "scheduler")
@@ -26,7 +26,6 @@ def run(target: Target, shape: Shape, budget: Budget, report: Report, in_flight:
 
     from img2img.app.settings import ApiSettings
     from img2img.app.supervisor.supervisor import free_port, running
-    from img2img.domain.model_card import ModelCard
 
     with TemporaryDirectory(prefix="i2i-") as folder:
         model = Path(folder) / shape.name
@@ -41,8 +40,7 @@ def run(target: Target, shape: Shape, budget: Budget, report: Report, in_flight:
         begun = time.monotonic()
         with running(settings) as service, httpx.Client(base_url=settings.local_url, trust_env=False) as http:
             ready_s = time.monotonic() - begun
-            [found] = http.get("/models").raise_for_status().json()["models"]
-            card = ModelCard.model_validate({name: found[name] for name in ModelCard.model_fields if name in found})
+            card = served_card(http)
             side = target.side(shape)
             work = jobs("uniform", card, JOBS, 1, parameters=lambda _rng: shape.uniform, side=side)
             views: list[dict[str, Any]] = []
