@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +42,7 @@ INSTALL = "python -m venv aiperf && aiperf/bin/pip install aiperf==0.13.0"
 OURS, THEIRS = "img2img", "LitServe"
 PARAMETERS = ("strength", "num_inference_steps", "guidance_scale", "scheduler", "seed")
 WEIGHTS = files("img2img.demo_model") / "weights"
-LEAST_REQUESTS = 24
+LEAST_REQUESTS = 8
 WARM_UP_REQUESTS = 4
 RESULT_FILE = "profile_export_aiperf.json"
 
@@ -79,34 +80,37 @@ def main() -> None:
     program = shutil.which(options.aiperf)
     if program is None:
         raise SystemExit(f"AIPerf is not installed as {options.aiperf}. Install it ({INSTALL}), and pass --aiperf PATH")
-    rows: dict[tuple[str, int, str], Row] = {}
-    if options.json and options.json.exists():
-        rows = {row.key: row for row in (Row(**row) for row in json.loads(options.json.read_text())["rows"])}
+    rows = _rows_of(options.json)
+    configuration = _configuration(options, program)
     with TemporaryDirectory(prefix="i2i-") as folder, ExitStack() as stack:
         servers, card = _start(options, Path(folder), stack)
-        round_number = 0
         for server in servers:
             with server.resumed():
-                _warm_up(server, jobs("mixed", card, WARM_UP_REQUESTS, round_number, side=options.size))
-        for mix in options.mixes:
-            for concurrency in options.concurrency:
-                round_number += 1
-                count = max(LEAST_REQUESTS, options.requests * concurrency)
-                work = jobs(mix, card, count, round_number, side=options.size)
-                requests = write_requests(Path(folder) / f"requests-{round_number}", work)
-                for server in servers:
-                    _log(f"{mix} jobs, {concurrency} at once, {count} requests: {server.name}")
-                    output = Path(folder) / f"results-{round_number}-{server.name}"
-                    with server.resumed():
-                        _run(_command(program, server, requests, count, concurrency, output))
-                    row = read_result(output / RESULT_FILE, mix, concurrency, server.name)
-                    rows[row.key] = row
-    configuration = _configuration(options, program)
+                _warm_up(server, jobs("mixed", card, WARM_UP_REQUESTS, 0, side=options.size))
+        for number, (mix, concurrency) in enumerate(product(options.mixes, options.concurrency), start=1):
+            count = max(LEAST_REQUESTS, options.requests * concurrency)
+            work = jobs(mix, card, count, number, side=options.size)
+            requests = write_requests(Path(folder) / f"requests-{number}", work)
+            for server in servers:
+                _log(f"{mix} jobs, {concurrency} at once, {count} requests: {server.name}")
+                output = Path(folder) / f"results-{number}-{server.name}"
+                with server.resumed():
+                    _run(_command(program, server, requests, count, concurrency, output))
+                row = read_result(output / RESULT_FILE, mix, concurrency, server.name)
+                rows[row.key] = row
+                _log(table([row])[-1])
+                if options.json:
+                    content = {"configuration": configuration, "rows": [asdict(row) for row in rows.values()]}
+                    options.json.write_text(json.dumps(content, indent=2) + "\n")
     ordered = [rows[key] for key in sorted(rows, key=lambda key: (list(MIXES).index(key[0]), key[1], key[2] != OURS))]
-    if options.json:
-        content = {"configuration": configuration, "rows": [asdict(row) for row in ordered]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
     print("\n".join([*table(ordered), "", *(f"- {name}: {value}" for name, value in configuration.items())]))
+
+
+def _rows_of(file: Path | None) -> dict[tuple[str, int, str], Row]:
+    """Return the results that a file has."""
+    if file is None or not file.exists():
+        return {}
+    return {row.key: row for row in (Row(**row) for row in json.loads(file.read_text())["rows"])}
 
 
 def _parse() -> argparse.Namespace:

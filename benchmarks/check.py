@@ -40,7 +40,7 @@ from img2img.worker.runtime.allocator import configure_malloc
 
 BASELINES = Path(__file__).parent / "baselines"
 LARGEST_FALL = 0.10
-SLOTS, JOBS, ROUNDS = 16, 16, 3
+SLOTS, JOBS, ROUNDS = 16, 16, 2
 # Pixels of each side of the images.
 SIZE = 128
 LIBRARIES = ("torch", "diffusers", "transformers")

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import check
+from benchmarks import aiperf, check, plot
 from benchmarks.gpu import pixels
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.occupancy import covered
 from benchmarks.gpu.report import Report, cell
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.gpu.target import Target
+from benchmarks.workload import jobs
 from tests.support.engines import one_thread  # noqa: F401
+from tests.support.model_cards import CARD
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +87,37 @@ def test_baseline_is_named_after_processor_and_cores() -> None:
     assert check.name_of({"processor": "Intel(R) Xeon(R) Processor @ 2.1GHz", "cores": 2}) == (
         "intel-xeon-processor-2-1ghz-2-cores"
     )
+
+
+def test_results_of_aiperf_are_read_and_their_table_can_be_drawn() -> None:
+    # Of a run of AIPerf 0.13 on a busy machine.
+    file = Path(__file__).parent / "aiperf_result.json"
+    rows = [aiperf.read_result(file, "mixed", 2, server) for server in ("img2img", "LitServe")]
+    assert rows[0] == aiperf.Row(
+        mix="mixed",
+        concurrency=2,
+        server="img2img",
+        requests=4,
+        errors=0,
+        per_s=pytest.approx(0.0806, abs=1e-4),
+        p50=pytest.approx(23592, abs=1),
+        p90=pytest.approx(35721, abs=1),
+        p99=pytest.approx(37745, abs=1),
+    )
+    lines = aiperf.table(rows)
+    assert lines[2] == "| mixed | 2 | img2img | 4 | 0 | 0.08 | 1.00x | 23.59 s | 35.72 s | 37.74 s |"
+    assert plot.AIPERF_ROW.findall("\n".join(lines)) == [
+        ("mixed", "2", "img2img", "0.08"),
+        ("mixed", "2", "LitServe", "0.08"),
+    ]
+
+
+def test_requests_for_aiperf_have_parameters_of_their_own(tmp_path: Path) -> None:
+    work = jobs("mixed", CARD, 8, 1, side=64)
+    lines = aiperf.write_requests(tmp_path / "requests", work).read_text().splitlines()
+    requests = [json.loads(line) for line in lines]
+    assert [Path(request["image"]).read_bytes() for request in requests] == [job.png for job in work]
+    for name in ("strength", "seed"):
+        assert [float(request["extra"][name]) for request in requests] == [getattr(job.spec, name) for job in work]
+    assert len({request["text"] for request in requests}) == 8
+    assert {request["extra"]["size"] for request in requests} == {"64x64"}
