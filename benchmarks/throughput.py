@@ -81,12 +81,12 @@ def main() -> None:
             sides[f"{STOCK}, UNet compiled"] = Stock.from_folder(folder, compiled=True).one_by_one
         sides |= _sides(options, folder, model, stack)
         sides |= _variants(options, folder) | _speeds(options, model)
-        results = {
-            mix: measure(mix, sides, model, options.jobs, options.rounds, size=options.size) for mix in options.mixes
-        }
-        for mix, sides_of_mix in results.items():
-            work = jobs(mix, model.card, options.jobs, 0, side=options.size)
-            _add_limit(sides_of_mix, images_per_s(model, work))
+        results: dict[str, dict[str, Result]] = {}
+        for mix in options.mixes:
+            results[mix] = measure(mix, sides, model, options.jobs, options.rounds, size=options.size)
+            limit = images_per_s(model, jobs(mix, model.card, options.jobs, 0, side=options.size))
+            _log(f"{mix}: {limit:.2f} images/s, {LIMIT}")
+            _add_limit(results[mix], limit)
     if options.plot:
         draw(options.plot, {f"{mix} jobs": sides_of_mix for mix, sides_of_mix in results.items()}, STOCK)
     print(_markdown(configuration, results))
