@@ -32,6 +32,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.plot import draw
 from benchmarks.sides import litserve
 from benchmarks.workload import MIXES, Job, jobs, served_card
 from img2img.app.settings import ApiSettings
@@ -103,6 +104,8 @@ def main() -> None:
                     content = {"configuration": configuration, "rows": [asdict(row) for row in rows.values()]}
                     options.json.write_text(json.dumps(content, indent=2) + "\n")
     ordered = [rows[key] for key in sorted(rows, key=lambda key: (list(MIXES).index(key[0]), key[1], key[2] != OURS))]
+    if options.plot:
+        draw(options.plot, bars(ordered), f"{THEIRS} at the lowest concurrency")
     print("\n".join([*table(ordered), "", *(f"- {name}: {value}" for name, value in configuration.items())]))
 
 
@@ -124,6 +127,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="pixels of each side of the images")
     parser.add_argument("--slots", type=int, default=16, help="jobs in flight in the worker, and LitServe's batches")
     parser.add_argument("--json", type=Path, help="add the results to this file, and print all that it has")
+    parser.add_argument("--plot", type=Path, help="draw images per second to this SVG or PNG file")
     return parser.parse_args()
 
 
@@ -235,6 +239,16 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"| {ratio} | {latencies} |"
         )
     return lines
+
+
+def bars(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return images per second by server and level, relative to LitServe at the lowest concurrency of the mix."""
+    references = {row.mix: row.per_s for row in reversed(rows) if row.server == THEIRS}
+    results: dict[str, dict[str, dict[str, float]]] = {OURS: {}, THEIRS: {}}
+    for row in rows:
+        result = {"images_per_s": row.per_s, "ratio": row.per_s / references[row.mix]}
+        results[row.server][f"{row.mix} jobs, {row.concurrency} at once"] = result
+    return results
 
 
 def _configuration(options: argparse.Namespace, program: str) -> dict[str, str]:

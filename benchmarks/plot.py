@@ -1,7 +1,6 @@
 """Draws images per second as bars, in SVG or PNG.
 
-`python -m benchmarks.plot` draws the recorded results: of `benchmarks.throughput` from RESULTS.md, and of
-`benchmarks.aiperf` from docs/benchmarks.md.
+`python -m benchmarks.plot` draws the recorded results of RESULTS.md into docs/images/throughput.svg.
 """
 
 import re
@@ -14,10 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parents[1]
-IMAGES = ROOT / "docs" / "images"
+FILE = ROOT / "docs" / "images" / "throughput.svg"
 ROW = re.compile(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+)x \| ([\d.]+) \| ([\d.]+)x \|", re.MULTILINE)
-# Jobs, concurrency, server, and images per second after the numbers of requests and errors.
-AIPERF_ROW = re.compile(r"^\| (\w+) \| (\d+) \| (\w+) \| \d+ \| \d+ \| ([\d.]+) \|", re.MULTILINE)
 
 BAR, GAP, GROUP_GAP, LEFT, WIDTH, TOP = 18, 4, 16, 300, 860, 40
 COLOURS = ("#4c6ef5", "#f08c00")
@@ -34,19 +31,6 @@ def recorded() -> dict[str, dict[str, dict[str, float]]]:
         f"{mix} jobs": {side: {"images_per_s": row[at], "ratio": row[at + 1]} for side, row in sides.items()}
         for mix, at in (("mixed", 0), ("uniform", 2))
     }
-
-
-def recorded_by_aiperf() -> dict[str, dict[str, dict[str, float]]]:
-    """Return the results in docs/benchmarks.md by server and row, relative to LitServe with one request at a time."""
-    rows = AIPERF_ROW.findall((ROOT / "docs" / "benchmarks.md").read_text("utf-8"))
-    references = {
-        mix: float(speed) for mix, concurrency, server, speed in rows if (concurrency, server) == ("1", "LitServe")
-    }
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for mix, concurrency, server, speed in rows:
-        result = {"images_per_s": float(speed), "ratio": float(speed) / references[mix]}
-        results.setdefault(server, {})[f"{mix} jobs, {concurrency} at once"] = result
-    return results
 
 
 @dataclass(frozen=True)
@@ -162,11 +146,5 @@ def png(results: Mapping[str, Mapping[str, Any]], reference: str) -> Image.Image
     return image
 
 
-PLOTS = {
-    "throughput.svg": (recorded, "stock diffusers"),
-    "aiperf.svg": (recorded_by_aiperf, "LitServe with one request at a time"),
-}
-
 if __name__ == "__main__":
-    for name, (read, reference) in PLOTS.items():
-        draw(IMAGES / name, read(), reference)
+    draw(FILE, recorded(), "stock diffusers")
