@@ -7,8 +7,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic import BeforeValidator, Field
 
 from ..dependencies import JobChangesDep, JobReadsDep, QueueDep
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..progress.event_stream import StreamEvent
 from ..progress.event_stream import stream_job_events as job_events
@@ -22,8 +24,9 @@ RETRY_MS = 2000
 HEADERS = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[
-    int | None,
-    Header(alias="Last-Event-ID", ge=0, description="`id` of the last event received. Browsers send it on reconnect."),
+    Annotated[int, Field(ge=0)] | None,
+    BeforeValidator(lambda id: id or None),
+    Header(alias="Last-Event-ID", description="`id` of the last event received. Browsers send it on reconnect."),
 ]
 PreviewQuery = Annotated[bool, Query(description="Also send previews of the image.")]
 
@@ -51,6 +54,7 @@ async def _last_seen_revision(job_id: JobId, queue: QueueDep, last_event_id: Las
 
 @router.get(
     "/{job_id}/events",
+    dependencies=[Depends(refuse_unknown_query)],
     operation_id="stream_job_events",
     response_class=EventStreamResponse,
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),

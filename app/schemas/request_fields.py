@@ -13,10 +13,13 @@ from pydantic_core import from_json
 
 from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import Background, Text
+from img2img.domain.text_forms import Matches
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
 
+# The SHA-256 of an image.
+HEXADECIMAL_SHA256 = Matches(r"^[0-9a-f]{64}$", "the SHA-256 in hexadecimal: 64 digits 0-9 and a-f")
 # Value of `mask`: the transparency of the image is the mask.
 ALPHA: Literal["alpha"] = "alpha"
 # Values in JSON text: a structured field of a form, or a webhook. More would cost time and memory to parse.
@@ -180,9 +183,11 @@ def _parse_json_text(text: str) -> Any:
 
 
 def webhook_fields(value: object) -> object:
-    """Return the fields of a webhook that was sent as text: a JSON object, as forms send it, or a URL."""
+    """Return the fields of a webhook that was sent as text: a JSON object, or a URL. None for empty text."""
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     if not is_object(value):
         return {"url": value}
     try:

@@ -174,7 +174,7 @@ def _tool(function: Callable[..., Any]) -> Tool:
     """Return a tool whose arguments are those of a function, and no others."""
     tool = Tool.from_function(function, structured_output=False)
     lenient = tool.fn_metadata.arg_model
-    strict = type(lenient.__name__, (Arguments, lenient), {"__doc__": None})
+    strict: type[ArgModelBase] = type(lenient.__name__, (Arguments, lenient), {"__doc__": None})
     tool.fn_metadata.arg_model = strict
     tool.parameters = strict.model_json_schema(by_alias=True)
     return tool
