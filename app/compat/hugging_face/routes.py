@@ -11,7 +11,6 @@ from img2img.errors import NotFound, ParameterError
 
 from ...http.query_parameters import refuse_unknown_query
 from ...http.request_body import media_type_of, read_bytes, read_json, unsupported_type, validated
-from ...schemas.request_fields import ImageBytes
 from ...schemas.requests import Img2ImgRequest
 from ..blocking_jobs import BlockingJobsDep
 from ..request_fields import client_names, prompt_field
@@ -57,7 +56,8 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: ImageBytes
+    # An image in one of the forms of `image`.
+    inputs: Any
     parameters: Parameters = Parameters()
     options: Options = Options()
 
@@ -82,8 +82,9 @@ async def transform(request: Request, jobs: BlockingJobsDep, model: str | None) 
     fields = _fields(body)
     fields |= prompt_field(body.parameters.prompt or "", card, fields)
     with client_names(NAMES | (SIZE_NAMES if body.parameters.target_size else {})):
-        record = await jobs.start(validated(Img2ImgRequest, {**fields, "model": card.name}))
-    del body, fields
+        job_request = await run_sync(validated, Img2ImgRequest, {**fields, "model": card.name})
+        record = await jobs.start(job_request)
+    del body, fields, job_request
     jobs.release_body()
     [image] = await jobs.pngs(await jobs.end(record.id))
     return Response(image, media_type="image/png")
