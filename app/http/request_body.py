@@ -5,7 +5,7 @@ FastAPI is not used for this: it parses JSON on the event loop, and builds an er
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from anyio.to_thread import run_sync
 from fastapi import Request
@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import RequestError, UnsupportedMedia
+from img2img.errors import ParameterError, RequestError, UnsupportedMedia
 
 from .json_text import normalized, remove_byte_order_mark
 
@@ -211,7 +211,16 @@ def _read(value: UploadFile | str) -> bytes | str:
 
 
 def validated(model: type[M], fields: Mapping[str, Any]) -> M:
-    """Return the fields as a model. Raises RequestValidationError with all invalid fields."""
+    """Return the fields as a model. Numbers may be text, but not JSON's true and false.
+
+    Raises:
+        RequestValidationError: With all invalid fields.
+        ParameterError: A field that is true or false is something else.
+    """
+    for name, value in fields.items():
+        known = model.model_fields.get(name)
+        if isinstance(value, bool) and known and bool not in (known.annotation, *get_args(known.annotation)):
+            raise ParameterError(name, "Input should not be true or false", got=value)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -270,6 +270,7 @@ class TestHuggingFace:
             ({"parameters": {}}, "inputs: Field required"),
             ({"inputs": "https://example.com/a.png"}, "inputs: "),
             ({"inputs": TEXT, "options": {"cache": True}}, "options.cache: Unknown field"),
+            ({"inputs": TEXT, "parameters": {"num_inference_steps": True}}, "steps: Input should not be true or false"),
             ({"inputs": TEXT, "parameters": {"num_images": 2}}, "one image"),
             ({"inputs": TEXT, "parameters": {"model": "demo"}}, "given by the URL"),
             ({"inputs": TEXT, "parameters": {"target_size": {"width": 100, "height": 96}}}, "target_size: "),

@@ -293,7 +293,7 @@ def test_wrong_form_is_refused_in_words(http: httpx.Client, method: str, path: s
 def test_wrong_form_of_fields_and_headers_is_refused_in_words(http: httpx.Client, image_bytes: bytes) -> None:
     image = {"image": image_bytes}
     key = http.post("/img2img", files=image, headers={"Idempotency-Key": "two words"})
-    assert "no spaces" in assert_problem(key, 422)["detail"]
+    assert "without spaces" in assert_problem(key, 422)["detail"]
     size = http.post("/v1/images/edits", files=image, data={"prompt": "x", "size": "big"})
     assert "`auto`, or width x height" in size.json()["error"]["message"]
     upload = {"sha256": "x", "bytes": 1, "content_type": "image/png"}
