@@ -16,6 +16,7 @@ from img2img.models_file import read_models_file
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
+from img2img.worker.pipelines.loading.lora_folder import LoraFolders
 from img2img.worker.pipelines.model import load_model
 from tests.engine.test_file_parts import tiny
 from tests.engine.test_gguf_files import write_gguf
@@ -57,9 +58,8 @@ class TinySources:
             "./dreamshaper_8.safetensors": self.sd_file(4),
             "./dreamshaper_8Inpainting.safetensors": self.sd_file(9),
             "./vae-ft-mse-840000-ema-pruned.safetensors": lambda path: write(vae_weights(autoencoder()), path),
-            "./juggernautXL.safetensors": self.sdxl_file,
-            "./ink_xl.safetensors": lambda path: tiny_lora(self.sdxl(), path, seed=1),
-            "./pixels_xl.safetensors": lambda path: tiny_lora(self.sdxl(), path, seed=2),
+            "./checkpoints/juggernautXL.safetensors": self.sdxl_file,
+            "./loras": self.lora_folder,
             "madebyollin/sdxl-vae-fp16-fix": lambda path: autoencoder().save_pretrained(path) or path,
             "stable-diffusion-v1-5/stable-diffusion-v1-5": tiny_sd,
             "lllyasviel/control_v11p_sd15_canny": self.controlnet,
@@ -89,6 +89,11 @@ class TinySources:
     def sdxl_file(self, path: Path) -> Path:
         return write_checkpoint(DiffusionPipeline.from_pretrained(self.sdxl()), path)
 
+    def lora_folder(self, path: Path) -> Path:
+        path.mkdir()
+        tiny_lora(self.sdxl(), path / "ink_xl.safetensors", seed=1)
+        return path
+
     def controlnet(self, path: Path) -> Path:
         return tiny_controlnet(self.make("stable-diffusion-v1-5/stable-diffusion-v1-5"), path, seed=1)
 
@@ -108,14 +113,14 @@ def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     sources = TinySources(tmp_path, monkeypatch)
     file = tmp_path / "models.toml"
     # On a CPU, `offload` is refused.
-    text = re.sub(r"^offload = .*\n", "", RECIPES[name], flags=re.MULTILINE)
+    text = re.sub(r"^offload = .*\n|(?<=\S) +#.*", "", RECIPES[name], flags=re.MULTILINE)
     text = re.sub(r'"(\./[^"]+|[\w.-]+/[^"]+)"', lambda match: f'"{sources.make(match[1])}"', text)
     if name == "juggernaut":
         # The tokenizers of the package have more tokens than a tiny SDXL.
-        text = text.replace("\n\n", f'\nconfig = "{sources.sdxl()}"\n\n', 1)
+        text += f'config = "{sources.sdxl()}"\n'
     file.write_text(text)
     [config] = read_models_file(file).values()
-    model = load_model(config, device="cpu")
+    model = load_model(LoraFolders().expand(config, set()), device="cpu")
     image, pixels = random_tensor(1, SIDE, SIDE), set()
     for task in model.card.tasks:
         if task not in (Task.IMG2IMG, Task.EDIT, Task.CONTROL):
@@ -128,7 +133,7 @@ def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             strength=0.9,
             width=SIDE,
             height=SIDE,
-            loras=tuple(Lora(name=lora, scale=0.8) for lora in config.loras),
+            loras=tuple(Lora(name=lora, scale=0.8) for lora in model.card.loras),
             controls=[{"type": kind, "image": None, "preprocess": False} for kind in model.card.controls],
         )
         maps = (image,) * len(getattr(spec, "controls", ()))
@@ -137,6 +142,6 @@ def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert np.ptp(result) > 0
         pixels.add(result.tobytes())
     assert pixels
-    assert set(config.loras) <= set(model.card.loras)
+    assert set(model.card.loras) == {*config.loras, *({"ink_xl"} if "lora_folder" in text else ())}
     assert set(config.controlnets) <= set(model.card.controls)
     assert (config.inpaint is None) or Task.INPAINT in model.card.tasks
