@@ -50,10 +50,7 @@ MAX_MASK_BLUR = 256  # pixels
 MIN_TEXT = 40
 # The value of a form field, or those of one that is sent several times.
 FormValue = str | bytes | list[str | bytes]
-NOT_READ = (
-    "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
-    "`POST /images` and give its `sha256`"
-)
+NOT_READ = "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form"
 # These would be base64 by chance.
 REFERENCE_PATHS = ("/jobs/", "/uploads/")
 NO_REFERENCE = (
@@ -108,7 +105,12 @@ def parse_image_or_reference(value: object) -> bytes | ImageReference:
     reference = parse_reference(value) if isinstance(value, str) else None
     if reference is None and isinstance(value, str) and value.startswith(REFERENCE_PATHS):
         raise ValueError(NO_REFERENCE)
-    return reference or parse_image(value)
+    try:
+        return reference or parse_image(value)
+    except ValueError as error:
+        if str(error) == NOT_READ:
+            raise ValueError(f"{NOT_READ}, or send them to `POST /images` and give its `sha256`") from None
+        raise
 
 
 ImageOrReference = Annotated[

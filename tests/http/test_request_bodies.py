@@ -327,3 +327,20 @@ def test_fields_of_openai_forms_are_sent_once(http: httpx.Client, image_bytes: b
         response = http.post("/v1/images/edits", files=form)
         assert response.status_code == 400
         assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "takes_references"),
+    [
+        ("/img2img", {"image": "https://example.com/a.png"}, True),
+        ("/hf/demo", {"inputs": "https://example.com/a.png"}, True),
+        ("/images", {"image": "https://example.com/a.png"}, False),
+        ("/v1/images/edits", {"prompt": "x", "image": {"image_url": "https://example.com/a.png"}}, False),
+    ],
+)
+def test_references_are_recommended_where_they_are_taken(
+    http: httpx.Client, path: str, body: dict[str, object], takes_references: bool
+) -> None:
+    text = http.post(path, json=body).text
+    assert "URLs and file names are not read" in text
+    assert ("sha256" in text) is takes_references
