@@ -297,6 +297,19 @@ def test_archive_has_the_names_of_the_requests(
     assert_problem(http.get(f"/batches/{batch['id']}/results?quality=9"), 422, "invalid_parameter")
 
 
+def test_no_file_of_an_archive_has_the_name_of_another(
+    http: httpx.Client, post_lines: Post, finish: Callable[[str], bytes], sha256: str
+) -> None:
+    names = ("photo", "photo", "photo-2", "Photo", None, "00004")
+    batch = post_lines(*({"image": sha256, "name": name} for name in names)).json()
+    for job in jobs_of(http, batch):
+        finish(job["id"])
+    with zipfile.ZipFile(BytesIO(http.get(f"/batches/{batch['id']}/results").content)) as archive:
+        files = [name.lower() for name in archive.namelist()]
+    assert (len(files), len(set(files))) == (len(names) + 1, len(names) + 1)
+    assert files[:2] == ["photo.png", "photo-2.png"]
+
+
 def test_cancel(http: httpx.Client, post_lines: Post, finish: Callable[[str], bytes], queue: JobQueue) -> None:
     batch = post_lines({"image": IMAGE}, {"image": OTHER}, {"image": IMAGE}).json()
     first, second, _ = (job["id"] for job in jobs_of(http, batch))
