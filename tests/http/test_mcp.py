@@ -112,6 +112,7 @@ class TestArguments:
         ("tool", "arguments"),
         [
             ("edit", {"prompt": "x", "strength": 0.5, "options": None}),
+            ("edit", {"prompt": "x", "strength": 0.5, "image": f"DATA:image/png;base64,{IMAGE}"}),
             ("edit", {"prompt": "x", "strength": 0.5, "options": {"model": "", "seed": None, "negative_prompt": ""}}),
             ("inpaint", {"prompt": "x", "mask": IMAGE, "thing": "", "options": {"strength": 0.5}}),
         ],
@@ -120,5 +121,5 @@ class TestArguments:
         self, call: Call, redis: Any, tool: str, arguments: dict[str, Any]
     ) -> None:
         ModelRegistry(redis).register("test-worker", [CARD.model_copy(update={"tasks": tuple(Task)})], ttl_s=60)
-        result = call(tool, image=IMAGE, **arguments)
+        result = call(tool, **{"image": IMAGE} | arguments)
         assert "succeeded" in text_of(result)

@@ -56,7 +56,10 @@ class Service:
         """
         if not isinstance(image, str):
             raise ToolError(f"An image is text, not {type(image).__name__}.")
-        if self.with_files or image[:5].lower() == "data:" or is_image_reference(image) or image == ALPHA:
+        if image[:5].lower() == "data:":
+            # The client knows these by small letters.
+            return f"data:{image[5:]}"
+        if self.with_files or is_image_reference(image) or image == ALPHA:
             return image
         if image.startswith(REFERENCE_PATHS):
             raise ToolError(f"{image[:100]} is no reference to an image; one is /jobs/ID/images/0.")
