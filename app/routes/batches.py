@@ -168,7 +168,6 @@ async def _position(batch_id: BatchId, queue: QueueDep, response: Response, last
 
 @router.get(
     "/{batch_id}/events",
-    dependencies=[Depends(refuse_unknown_query)],
     operation_id="stream_batch_events",
     response_class=EventSourceResponse,
     responses=openapi.EVENTS | problems(404, 410, 422, 503),

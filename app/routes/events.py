@@ -10,7 +10,6 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BeforeValidator, Field
 
 from ..dependencies import JobChangesDep, JobReadsDep, QueueDep
-from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..progress.event_stream import StreamEvent
 from ..progress.event_stream import stream_job_events as job_events
@@ -54,7 +53,6 @@ async def _last_seen_revision(job_id: JobId, queue: QueueDep, last_event_id: Las
 
 @router.get(
     "/{job_id}/events",
-    dependencies=[Depends(refuse_unknown_query)],
     operation_id="stream_job_events",
     response_class=EventStreamResponse,
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),
