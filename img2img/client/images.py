@@ -55,7 +55,7 @@ def is_image_reference(text: str) -> bool:
 def map_images(fields: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
     """Return the fields of a request that are given, with `convert` applied to every image in them.
 
-    What has another structure than its field is left as it is: the service names it in its error.
+    A value of another structure than its field is left as it is: the service names it in its error.
     """
     return {name: _mapped(name, value, convert) for name, value in fields.items() if value is not None}
 

@@ -14,7 +14,7 @@ class Matches:
 
     Attributes:
         pattern: The regular expression, as it is in JSON schemas: from `^` to `$`.
-        expected: What to send, as the end of the sentence "Input should be ...".
+        expected: A text to send instead, as the end of the sentence "Input should be ...".
     """
 
     pattern: str

@@ -17,7 +17,7 @@ from ..request_fields import client_names, prompt_field
 # Names that models at Replicate use for fields of `POST /img2img`.
 NAMES = {"prompt_strength": "strength", "num_outputs": "num_images", "input_image": "image"}
 GIVEN_OTHERWISE = {"model": "the path or `version`", "webhook": "`webhook` beside `input`"}
-# Field of many models whose default asks for what is done here.
+# Field of many models whose default asks for the only format.
 PNG = ("output_format", "png")
 # Header with the longest time that a prediction may take, such as `90s` or `1h30m`.
 CANCEL_AFTER = "Cancel-After"
