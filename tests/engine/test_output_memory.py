@@ -1,16 +1,19 @@
 """Remembered encodings of images: bit for bit what would be computed, for one owner, while the image exists."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
-from img2img.worker.engine.content import derived_digest, with_digest
+from img2img.worker.engine import content
+from img2img.worker.engine.content import content_digest, derived_digest, digest_of, with_digest
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.output_memory import AllMemories
@@ -18,6 +21,7 @@ from img2img.worker.engine.task import NO_ORIGIN, EngineTask, Origin
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.preparation import Preparation
 from tests.support.engines import one_thread, random_tensor  # noqa: F401
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.pretend_device import counting_syncs, pretend_device
@@ -175,8 +179,8 @@ def test_image_is_recognised_after_pipelines_have_converted_it() -> None:
     encode = Counting()
     gate = image_gate(encode, waits=False)
     for _ in range(2):
-        for content in (b"one", b"other"):
-            image = with_digest(torch.ones(1, 4, dtype=torch.float16), content)
+        for digest in (lambda: b"one", lambda: b"other"):
+            image = with_digest(torch.ones(1, 4, dtype=torch.float16), digest)
             for converted in (image, image.float(), image.to(torch.float32), image.unsqueeze(1)):
                 call(gate, converted)
     # Both ways to float32 are the same one.
@@ -185,10 +189,37 @@ def test_image_is_recognised_after_pipelines_have_converted_it() -> None:
 
 def test_tensor_with_a_digest_can_be_converted_at_once() -> None:
     # Nothing refers to the tensor while it is converted.
-    doubled = with_digest(torch.ones(1, 2), b"1").to(torch.float64)
+    def digest() -> bytes:
+        return b"1"
+
+    doubled = with_digest(torch.ones(1, 2), digest).to(torch.float64)
     assert doubled.dtype == torch.float64
-    assert vars(doubled)["digest"] == derived_digest(b"1", torch.float64)
-    kept = with_digest(torch.ones(1, 2), b"1")
+    assert content_digest(doubled, waits=False) == derived_digest(digest, torch.float64)()
+    kept = with_digest(torch.ones(1, 2), digest)
     assert kept.to(torch.float32) is kept
-    assert vars(with_digest(torch.ones(1, 2), b"1").to(torch.float32))["digest"] == b"1"
-    assert with_digest(torch.ones(1, 2), b"1").float().to(torch.bfloat16).unsqueeze(2).shape == (1, 2, 1)
+    assert content_digest(with_digest(torch.ones(1, 2), digest).to(torch.float32), waits=False) == b"1"
+    assert with_digest(torch.ones(1, 2), digest).float().to(torch.bfloat16).unsqueeze(2).shape == (1, 2, 1)
+
+
+def test_image_is_read_at_the_first_use_of_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counting(tensor: torch.Tensor) -> bytes:
+        read.append(tensor)
+        return digest_of(tensor)
+
+    monkeypatch.setattr(content, "digest_of", counting)
+    processor = VaeImageProcessor()
+    pipeline: Any = SimpleNamespace(image_processor=processor)
+    preparation = Preparation([pipeline], torch.device("cpu"))
+    converted = processor.preprocess(IMAGE)
+    assert converted.float().unsqueeze(2).to(torch.bfloat16).shape[2] == 1
+    assert not read
+    expected = digest_of(2 * IMAGE - 1)
+    assert [content_digest(converted, waits=False) for _ in range(2)] == [expected, expected]
+    assert len(read) == 1
+    # A loader thread does it for the engine's thread.
+    preparation.prepare(pipeline, [], [OTHER])
+    assert len(read) == 2
+    content_digest(processor.preprocess(OTHER), waits=False)
+    assert len(read) == 2

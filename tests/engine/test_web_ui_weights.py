@@ -1,13 +1,16 @@
 """Weights in prompts have the arithmetic of the AUTOMATIC1111 web UI, written out here and given to stock pipelines."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from img2img.domain.parameters import Task, WeightingMethod
 from img2img.worker.pipelines.conditioning.prompt_embeddings import parse_weighted
-from img2img.worker.pipelines.conditioning.web_ui_embeddings import chunks_of
+from img2img.worker.pipelines.conditioning.web_ui_embeddings import chunks_of, embed_as_web_ui
 from tests.support.models.tiny_models import VOCAB, tiny_sd, tiny_sdxl
 from tests.support.parameter_models import BATCH_TOLERANCE, STOCK, Served, job
 
@@ -18,7 +21,12 @@ LONG = f"{BEFORE}, ({AFTER}:1.4) z"
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(request.param(tmp_path_factory.mktemp("model")), STOCK[request.param])
+    folder = request.param(tmp_path_factory.mktemp("model"))
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    # As in trained models, the mean of an embedding is not 0.
+    torch.nn.init.constant_(encoder.final_layer_norm.bias, 0.1)
+    encoder.save_pretrained(folder / "text_encoder")
+    return Served(folder, STOCK[request.param])
 
 
 @torch.no_grad()
@@ -99,3 +107,18 @@ def test_chunks_of_the_web_ui(served: Served) -> None:
     assert lengths("a BREAK b") == [1, 1]
     assert lengths("a BREAK") == [1]
     assert lengths("BREAK a") == [0, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.7, 1.3])
+def test_mean_of_zero_is_not_restored(weight: float, tmp_path: Path) -> None:
+    """Random text encoders have it, also with LoRAs: the result was infinite for some."""
+    folder = tiny_sd(tmp_path)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pipeline: Any = SimpleNamespace(_execution_device=torch.device("cpu"))
+    prompts = [parse_weighted(prompt) for prompt in (f"(a b:{weight}) c", "a b c")]
+    weighted, plain = embed_as_web_ui(pipeline, job(), [(tokenizer, encoder)], prompts).values()
+    assert abs(plain.mean()) < 1e-6
+    expected = plain * torch.tensor([1, weight, weight] + 74 * [1])[:, None]
+    torch.testing.assert_close(weighted, expected)

@@ -1,5 +1,7 @@
 """Digests of tensors, by which gates know equal arguments."""
 
+from collections.abc import Callable
+from functools import cache
 from hashlib import blake2b
 from typing import Any
 from weakref import ref
@@ -8,8 +10,12 @@ import torch
 
 from .batching import has_known_bytes, tensor_bytes
 
+# Makes a digest when it is first called: a hash of 512 x 512 pixels takes 4 ms, and not every image meets a gate that
+# remembers outputs.
+Digest = Callable[[], bytes]
 
-def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
+
+def with_digest(tensor: torch.Tensor, digest: Digest) -> torch.Tensor:
     """Give a tensor that is never written to the digest of its content, by which gates know it without reading it.
 
     Its conversion to another dtype, and another dimension, which pipelines give an image before they encode it, have a
@@ -38,9 +44,16 @@ def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
     return tensor
 
 
-def derived_digest(digest: bytes, dtype: torch.dtype) -> bytes:
+def lazy_digest(tensor: torch.Tensor) -> Digest:
+    """Return the digest of a tensor that is never written to."""
+    # Without the attributes of the tensor, such as its digest: that would be a cycle.
+    alias = tensor.detach()
+    return cache(lambda: digest_of(alias))
+
+
+def derived_digest(digest: Digest, dtype: torch.dtype) -> Digest:
     """Return the digest of a tensor that was converted to a dtype."""
-    return blake2b(digest + str(dtype).encode()).digest()
+    return cache(lambda: blake2b(digest() + str(dtype).encode()).digest())
 
 
 def digest_of(tensor: torch.Tensor) -> bytes:
@@ -55,9 +68,9 @@ def content_digest(tensor: torch.Tensor, *, waits: bool) -> bytes | None:
         waits: whether to read it from its device, which waits for the work that the device still has to do. If not,
             None is returned where the content is not known in main memory.
     """
-    known: bytes | None = vars(tensor).get("digest")
+    known: Digest | None = vars(tensor).get("digest")
     if known is not None:
-        return known
+        return known()
     if tensor.device.type == "cpu" or waits or has_known_bytes(tensor):
         return digest_of(tensor)
     return None

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
-from ..engine.content import digest_of, with_digest
+from ..engine.content import content_digest, lazy_digest, with_digest
 from .job_noise import Draws, JobGenerator, use_job_noise
 from .lookups import use_kept_lookups
 from .uploads import HostTensor, on_host
@@ -217,17 +217,20 @@ class _KeptImages(_Kept):
         with self._lock:
             ways = list(self._ways)
         results = {way: self._call(part, image, way) for way in ways}
+        for result in results.values():
+            if isinstance(result, torch.Tensor):
+                # Here, so that the engine's thread does not have to.
+                content_digest(result, waits=False)
         with self._lock:
             self._results[image] = results
 
     def _call(self, part: Any, value: Any, kwargs: Any) -> Any:
         result = super()._call(part, value, kwargs)
-        # So that gates know the image without reading it: it may be on the device then, and a hash of 512 x 512 pixels
-        # takes 4 ms of the engine's thread.
+        # By it gates know the image without reading it from the device.
         if isinstance(result, HostTensor):
-            result.digest = digest_of(result)
+            result.digest = lazy_digest(result)
         elif isinstance(result, torch.Tensor):
-            with_digest(result, digest_of(result))
+            with_digest(result, lazy_digest(result))
         return result
 
 

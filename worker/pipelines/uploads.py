@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..engine.batching import remember_bytes, tensor_bytes
-from ..engine.content import derived_digest, with_digest
+from ..engine.content import Digest, derived_digest, with_digest
 
 # Devices whose copies from memory that is not pinned have to be waited for.
 _WITHOUT_PINNING = ("mps", "xpu")
@@ -40,7 +40,7 @@ class HostTensor(torch.Tensor):
         digest: of its content, if it is an image.
     """
 
-    digest: bytes | None = None
+    digest: Digest | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return a copy of another dtype or on another device."""

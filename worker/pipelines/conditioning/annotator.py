@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...engine.content import digest_of, with_digest
+from ...engine.content import lazy_digest, with_digest
 from ...engine.gate import Gate
 from ...images.inputs import to_tensor
 
@@ -52,7 +52,7 @@ class Annotator:
             Tensor of shape (1, 3, height, width) with values in [0, 1].
         """
         # The digest is that of main memory: reading it back would wait for the device.
-        output = self._gate(with_digest(prepared.to(self._device), digest_of(prepared)))
+        output = self._gate(with_digest(prepared.to(self._device), lazy_digest(prepared)))
         return to_tensor(self._draw(output.float().cpu(), size).convert("RGB"))
 
     def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002

@@ -1,5 +1,7 @@
 """UNets that take an image as extra channels beside the latents: InstructPix2Pix and inpainting UNets."""
 
+from pathlib import Path
+
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
@@ -85,10 +87,13 @@ def _load(
     task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, placement: Placement
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
-    if is_single_file(source) and (first := _input_layer(source)) is not None:
-        pipeline = build_pipeline(kind, base, unet=_with_input_layer(base.unet, first, source))
-    elif is_single_file(source):
-        pipeline = load_file_of(source, kind, base, placement.load_device)
+    if is_single_file(source):
+        file = resolve_weights(source, "`weight_name`")
+        first = _input_layer(file)
+        if first is None:
+            pipeline = load_file_of(file, kind, base, placement.load_device)
+        else:
+            pipeline = build_pipeline(kind, base, unet=_with_input_layer(base.unet, first, source))
     elif is_pipeline(source):
         pipeline = build_pipeline(kind, load_pipeline_of(source, placement.load_device, base.dtype))
     else:
@@ -99,13 +104,8 @@ def _load(
     return pipeline
 
 
-def _input_layer(source: ComponentSource) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a file that has only the first convolution of a UNet; None for other files.
-
-    Raises:
-        StartupError: the file cannot be read.
-    """
-    file = resolve_weights(source, "`weight_name`")
+def _input_layer(file: Path) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a file that has only the first convolution of a UNet; None for other files."""
     with safe_open(file, "pt") as weights:
         if set(weights.keys()) != INPUT_LAYER:
             return None

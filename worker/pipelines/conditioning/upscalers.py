@@ -25,7 +25,7 @@ from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
 from ..loading.single_file import load_file_of
-from ..loading.weights import is_single_file
+from ..loading.weights import is_single_file, resolve_weights
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..scheduler_kinds import sigmas_of
 from ..schedulers import make_scheduler, names_of, seed_noise
@@ -59,7 +59,8 @@ def load_upscalers(
 
 def _load(family: Family, source: ComponentSource, base: DiffusionPipeline, placement: Placement) -> DiffusionPipeline:
     if is_single_file(source):
-        return load_file_of(source, StableDiffusionUpscalePipeline, base, placement.load_device)
+        file = resolve_weights(source, "`weight_name`")
+        return load_file_of(file, StableDiffusionUpscalePipeline, base, placement.load_device)
     if is_pipeline(source):
         return load_pipeline_of(source, placement.load_device, base.dtype)
     if not family.unet_upscalers:

@@ -23,6 +23,8 @@ CHUNK_TOKENS = 75
 # How many tokens after the last comma move to the next chunk at most.
 COMMA_TOKENS = 20
 COMMA = ",</w>"
+# Means that are smaller than this share of the values are taken for rounding errors.
+_ROUNDING = 1e-4
 
 
 def embed_as_web_ui(
@@ -119,6 +121,15 @@ def _encode(
         output = encoder(on_device, attention_mask=None)
         embedding = output[0]
     if any(weight != 1 for _, weight in chunk):
-        scaled = embedding * upload(weights, device, embedding.dtype)[None, :, None]
-        embedding = scaled * (embedding.mean() / scaled.mean())
+        embedding = _weighted(embedding, upload(weights, device, embedding.dtype))
     return embedding, output[0]
+
+
+def _weighted(embedding: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return an embedding, (1, tokens, width), times the weights of its tokens, with its mean restored."""
+    scaled = embedding * weights[None, :, None]
+    mean = scaled.mean()
+    # A mean of 0 but for rounding, such as that of a layer norm without bias, says nothing, and dividing by it can give
+    # infinity. Without `if`, which would wait for the device.
+    is_known = mean.abs() > _ROUNDING * scaled.abs().mean()
+    return scaled * torch.where(is_known, embedding.mean() / mean, torch.ones_like(mean))

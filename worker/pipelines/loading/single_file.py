@@ -7,12 +7,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from img2img.domain.model_card import SINGLE_FILES
-from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_config import ModelConfig
 
 from ...errors import StartupError
 from .checkpoint import Checkpoint
 from .hub import HubRepository
-from .weights import resolve_weights
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _HUB_FILE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)/(?P<file>[^:]+\.(?:safetensors|gguf|bin|ckpt|pt|pth))")
@@ -42,9 +41,9 @@ def find_checkpoint(config: ModelConfig) -> Checkpoint | None:
 
 
 def load_file_of(
-    source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, device: torch.device
+    file: Path, kind: type[DiffusionPipeline], base: DiffusionPipeline, device: torch.device
 ) -> DiffusionPipeline:
-    """Load a pipeline from a part that is one file: a whole checkpoint, or a UNet.
+    """Load a pipeline from a part that is one safetensors file: a whole checkpoint, or a UNet.
 
     Args:
         base: pipeline whose components are used for those that the file lacks.
@@ -53,7 +52,6 @@ def load_file_of(
     Raises:
         StartupError: it cannot be loaded.
     """
-    file = resolve_weights(source, "`weight_name`")
     checkpoint = Checkpoint(file, ModelConfig(source=str(file)))
     return checkpoint.load(kind, device=device, dtype=base.dtype, others=base.components)
 
