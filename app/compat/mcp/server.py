@@ -154,9 +154,7 @@ def build_server(service: Service) -> MCPServer[Any]:
         followed = [{"type": type, "image": image, "scale": scale}]
         return await run(context, options, prompt=prompt, controls=followed)
 
-    async def get(
-        context: Context[Any], job: Annotated[str, Field(min_length=1, description="Id of a job.")]
-    ) -> Content:
+    async def get(context: Context[Any], job: JobId) -> Content:
         """Return the state of a job and, when it has succeeded, its images."""
         async with service.client(context) as client:
             return await content_of(client, await client.get_job(job))
