@@ -59,7 +59,7 @@ def _first_error(error: ValidationError) -> str:
         return f"{key}: unknown key"
     if not key:
         return first["msg"].removeprefix("Value error, ")
-    return f"{key}: {first['msg']}, got {first['input']!r}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
 
 
 def _resolved(config: ModelConfig, folder: Path) -> ModelConfig:

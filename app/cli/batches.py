@@ -129,13 +129,18 @@ def delete(batch_id: BatchId, as_json: AsJson = False, url: Url = LOCAL, api_key
 
 def _requests(file: str) -> Iterator[Any]:
     """Yield the requests of a file. Raises WrongUsage or OSError."""
-    text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WrongUsage(f"{file} is not UTF-8: {error}") from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             request = json.loads(line)
-        except json.JSONDecodeError as error:
+        # A number with thousands of digits is no JSONDecodeError.
+        except (ValueError, RecursionError) as error:
             raise WrongUsage(f"{file}, line {number}: {error}") from None
         if not isinstance(request, dict):
             raise WrongUsage(f"{file}, line {number}: a request is a JSON object")

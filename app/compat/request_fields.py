@@ -42,7 +42,10 @@ def client_names(names: Mapping[str, str]) -> Iterator[None]:
         error.field = _renamed(error.field, names)
         raise
     except RequestValidationError as error:
+        known = f"; known are {', '.join(dict.fromkeys(names.get(name, name) for name in Img2ImgRequest.model_fields))}"
         for item in error.errors():
+            if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+                item["msg"], known = f"Unknown field{known}", ""
             if item["loc"]:
                 item["loc"] = (names.get(item["loc"][0], item["loc"][0]), *item["loc"][1:])
         raise

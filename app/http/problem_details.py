@@ -99,7 +99,8 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
         detail = f"{field}: {message}"
         extra["errors"] = [FieldProblem(field=field, message=message, got=truncate(error.got))]
     if isinstance(error, ImageError | UnsupportedMedia):
-        extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
+        message = error.message.removeprefix(f"{error.field}: ")
+        extra["errors"] = [FieldProblem(field=error.field, message=message)]
     return _problem(status, error.code, detail, _headers(error) | dict(headers or {}), **extra)
 
 

@@ -5,7 +5,7 @@ FastAPI is not used for this: it parses JSON on the event loop, and builds an er
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from anyio.to_thread import run_sync
 from fastapi import Request
@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import RequestError, UnsupportedMedia
+from img2img.errors import ParameterError, RequestError, UnsupportedMedia
 
 from .json_text import normalized, remove_byte_order_mark
 
@@ -39,11 +39,18 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
+def unsupported_type(message: str) -> UnsupportedMedia:
+    """Return the error for a body of a content type that the operation does not read."""
+    error = UnsupportedMedia(message)
+    error.field = "Content-Type"
+    return error
+
+
 def media_type_of(request: Request) -> tuple[str, dict[bytes, bytes]]:
     """Return the media type of the body in lower case, and its options. Raises UnsupportedMedia."""
     content_type = request.headers.get("content-type", "")
     if len(content_type) > MAX_MEDIA_TYPE:
-        raise UnsupportedMedia("The content type is too long.")
+        raise unsupported_type("The content type is too long.")
     media_type, options = parse_options_header(content_type)
     return media_type.decode("latin-1"), options
 
@@ -62,7 +69,7 @@ async def read_json(request: Request, kind: type[T], *, strict: bool, max_values
         RequestValidationError: It is invalid.
     """
     if media_type_of(request)[0] != "application/json":
-        raise UnsupportedMedia("The content type should be application/json.")
+        raise unsupported_type("The content type should be application/json.")
     body = await read_bytes(request)
     if len(body) <= SMALL_BODY:
         return _parse_json(body, kind, strict, max_values)
@@ -166,10 +173,13 @@ async def read_form(request: Request, max_body_bytes: int) -> list[tuple[str, st
 
     Raises:
         RequestError: The form cannot be parsed, is not UTF-8, has too many parts, or ends early.
-        UnsupportedMedia: It has another charset.
+        UnsupportedMedia: It is no form, or has another charset.
     """
-    if media_type_of(request)[1].get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
-        raise UnsupportedMedia("The charset of a form should be UTF-8.")
+    media_type, options = media_type_of(request)
+    if media_type != "multipart/form-data":
+        raise unsupported_type("The content type should be multipart/form-data.")
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise unsupported_type("The charset of a form should be UTF-8.")
     parser = _CompleteFormParser(
         request.headers,
         request.stream(),
@@ -201,7 +211,16 @@ def _read(value: UploadFile | str) -> bytes | str:
 
 
 def validated(model: type[M], fields: Mapping[str, Any]) -> M:
-    """Return the fields as a model. Raises RequestValidationError with all invalid fields."""
+    """Return the fields as a model. Numbers may be text, but not JSON's true and false.
+
+    Raises:
+        RequestValidationError: With all invalid fields.
+        ParameterError: A field that is true or false is something else.
+    """
+    for name, value in fields.items():
+        known = model.model_fields.get(name)
+        if isinstance(value, bool) and known and bool not in (known.annotation, *get_args(known.annotation)):
+            raise ParameterError(name, "Input should not be true or false", got=value)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -100,14 +100,22 @@ class _Names:
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
+        self._used: set[str] = set()
 
     def of(self, record: JobRecord, index: int, image_format: ImageFormat) -> str:
         member = record.batch or BatchMember(id="", index=0)
         stem = member.name or f"{member.index:05}"
         if record.spec.num_images > 1:
             stem = f"{stem}-{index}"
-        # Names that differ by case only are the same file on some systems.
-        self._seen[stem.lower()] += 1
-        number = self._seen[stem.lower()]
         suffix = "jpg" if image_format is ImageFormat.JPEG else image_format.value
-        return f"{stem}{f'-{number}' if number > 1 else ''}.{suffix}"
+        return f"{self._unique(stem)}.{suffix}"
+
+    def _unique(self, stem: str) -> str:
+        """Return the stem, with a number if it is used. Another request may have that as its name."""
+        # Names that differ by case only are the same file on some systems.
+        key, name = stem.lower(), stem
+        while name.lower() in self._used:
+            self._seen[key] += 1
+            name = f"{stem}-{self._seen[key] + 1}"
+        self._used.add(name.lower())
+        return name

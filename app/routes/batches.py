@@ -7,9 +7,11 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BeforeValidator
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.job_batch import BatchRecord
+from img2img.domain.text_forms import Matches
 from img2img.erasure import DELETED_AT_ONCE, Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_queue import JobQueue
@@ -28,7 +30,7 @@ from ..dependencies import (
     VisibleJobs,
     VisibleJobsDep,
 )
-from ..http.query_parameters import refuse_unknown_query
+from ..http.query_parameters import FROM_PREVIOUS_PAGE, CursorQuery, refuse_unknown_query
 from ..openapi import batches as openapi
 from ..openapi.operations import problems
 from ..progress import batch_events
@@ -40,14 +42,16 @@ from ..schemas.responses import ImageFormat, Job, JobList
 from ..submission.batch_submit import BatchSubmitterDep
 from .body_parser import BatchBodyDep
 from .events import RETRY_MS, LastEventId
-from .jobs import CursorQuery, Limit, Prefer, StatusFilter, Wait, parse_cursor
+from .jobs import Limit, Prefer, StatusFilter, Wait, parse_cursor
 from .results import Format, Quality
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 
 BatchId = Annotated[str, Path(description="The `id` of the batch.")]
 IndexCursor = Annotated[
-    str | None, Query(alias="cursor", pattern=r"^[0-9]{1,6}$", description="`next_cursor` of the previous page.")
+    Annotated[str, Matches(r"^[0-9]{1,6}$", FROM_PREVIOUS_PAGE)] | None,
+    BeforeValidator(lambda cursor: cursor or None),
+    Query(alias="cursor", description="`next_cursor` of the previous page."),
 ]
 
 
@@ -73,7 +77,7 @@ async def submit_batch(
     return await _view(submitted.record, services.queue, services.eta)
 
 
-@router.get("", operation_id="list_batches", responses=problems(422, 503))
+@router.get("", dependencies=[Depends(refuse_unknown_query)], operation_id="list_batches", responses=problems(422, 503))
 async def list_batches(visible: VisibleJobsDep, cursor: CursorQuery = None, limit: Limit = 20) -> BatchList:
     """List batches, newest first."""
     pages: list[tuple[list[BatchRecord], Cursor | None]] = []
@@ -86,7 +90,12 @@ async def list_batches(visible: VisibleJobsDep, cursor: CursorQuery = None, limi
     return BatchList(batches=batches, next_cursor=str(last) if last else None)
 
 
-@router.get("/{batch_id}", operation_id="get_batch", responses=openapi.BATCH | problems(404, 410, 422, 503))
+@router.get(
+    "/{batch_id}",
+    dependencies=[Depends(refuse_unknown_query)],
+    operation_id="get_batch",
+    responses=openapi.BATCH | problems(404, 410, 422, 503),
+)
 async def get_batch(
     batch_id: BatchId,
     queue: QueueDep,
@@ -107,7 +116,12 @@ async def get_batch(
     return await _view(record, queue, eta)
 
 
-@router.get("/{batch_id}/jobs", operation_id="list_batch_jobs", responses=problems(404, 410, 422, 503))
+@router.get(
+    "/{batch_id}/jobs",
+    dependencies=[Depends(refuse_unknown_query)],
+    operation_id="list_batch_jobs",
+    responses=problems(404, 410, 422, 503),
+)
 def list_batch_jobs(
     batch_id: BatchId,
     queue: QueueDep,
@@ -181,6 +195,7 @@ async def stream_batch_events(
 
 @router.get(
     "/{batch_id}/results",
+    dependencies=[Depends(refuse_unknown_query)],
     operation_id="get_batch_results",
     response_class=Response,
     responses=openapi.ARCHIVE | problems(404, 410, 422, 503),

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from img2img.domain.job_batch import MAX_JOBS
 from img2img.domain.webhook import BatchWebhook
-from img2img.errors import ParameterError, UnsupportedMedia
+from img2img.errors import ParameterError
 
 from ..dependencies import SettingsDep
 from ..http.request_body import (
@@ -21,6 +21,7 @@ from ..http.request_body import (
     read_bytes,
     read_form,
     read_json,
+    unsupported_type,
     validated,
 )
 from ..schemas.batches import BatchRequest, Hook
@@ -90,8 +91,8 @@ async def read_batch(request: Request, webhook: WebhookQuery = None) -> BatchBod
         digest = await run_sync(lambda: sha256(f"{hook.url if hook else ''}\n".encode() + body).hexdigest())
         return BatchBody(Lines.of(body), hook, digest)
     if media_type != "application/json":
-        raise UnsupportedMedia("The content type should be application/json, or application/jsonl for JSON lines.")
-    if webhook is not None:
+        raise unsupported_type("The content type should be application/json, or application/jsonl for JSON lines.")
+    if webhook:
         raise ParameterError("webhook", "It is a field of the JSON document; the query parameter is for JSON lines")
     document = await read_json(request, BatchRequest, strict=True, max_values=MAX_BATCH_VALUES)
     combinations = await run_sync(Combinations.of, document)
@@ -122,7 +123,7 @@ async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> B
     except RequestValidationError as error:
         describe_unknown_fields(error, model)
         raise
-    raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
+    raise unsupported_type("The content type should be multipart/form-data or application/json.")
 
 
 def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, FormValue]:

@@ -7,6 +7,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic import BeforeValidator, Field
 
 from ..dependencies import JobChangesDep, JobReadsDep, QueueDep
 from ..openapi import operations as openapi
@@ -22,8 +23,9 @@ RETRY_MS = 2000
 HEADERS = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[
-    int | None,
-    Header(alias="Last-Event-ID", ge=0, description="`id` of the last event received. Browsers send it on reconnect."),
+    Annotated[int, Field(ge=0)] | None,
+    BeforeValidator(lambda id: id or None),
+    Header(alias="Last-Event-ID", description="`id` of the last event received. Browsers send it on reconnect."),
 ]
 PreviewQuery = Annotated[bool, Query(description="Also send previews of the image.")]
 

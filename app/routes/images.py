@@ -9,6 +9,7 @@ from img2img.erasure import Eraser
 from ..dependencies import QueueDep, StoreDep, StoreThreadsDep
 from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
+from ..schemas.request_fields import HEXADECIMAL_SHA256
 from ..schemas.responses import UploadedImage
 from ..submission.submit import REPLAYED
 from ..submission.uploads import Uploader
@@ -17,7 +18,7 @@ from .body_parser import ImageRequestDep
 router = APIRouter(tags=["images"], dependencies=[Depends(refuse_unknown_query)])
 
 ImageHash = Annotated[
-    str, Path(alias="sha256", pattern="^[0-9a-f]{64}$", description="The `sha256` that `POST /images` returned.")
+    str, HEXADECIMAL_SHA256, Path(alias="sha256", description="The `sha256` that `POST /images` returned.")
 ]
 
 

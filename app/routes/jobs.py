@@ -4,15 +4,16 @@ from contextlib import suppress
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
-from img2img.redis.job_store import CURSOR, Cursor
+from img2img.redis.job_store import Cursor
 from img2img.redis.merged_pages import merge_pages
 
 from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep, VisibleJobsDep
+from ..http.query_parameters import CursorQuery, refuse_unknown_query
 from ..openapi import operations as openapi
 from ..progress.long_poll import MAX_WAIT_S, requested_wait, wait_for_end
 from ..schemas.responses import Job, JobList, QueueEstimate
@@ -21,10 +22,6 @@ from .parameters import JobId
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs with this status.")]
-CursorQuery = Annotated[
-    str | None,
-    Query(pattern=CURSOR, description="`next_cursor` of the previous page."),
-]
 Wait = Annotated[
     float | None,
     Query(ge=0, le=MAX_WAIT_S, description="Respond when the job has ended, or after this many seconds."),
@@ -33,7 +30,9 @@ Prefer = Annotated[str | None, Header(description="`wait=30` is equivalent to `?
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs per page.")]
 
 
-@router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
+@router.get(
+    "", dependencies=[Depends(refuse_unknown_query)], operation_id="list_jobs", responses=openapi.problems(422, 503)
+)
 def list_jobs(
     visible: VisibleJobsDep,
     status: StatusFilter = None,
@@ -58,7 +57,12 @@ def parse_cursor(cursor: str | None) -> Cursor | None:
     return Cursor.parse(cursor) if cursor else None
 
 
-@router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
+@router.get(
+    "/{job_id}",
+    dependencies=[Depends(refuse_unknown_query)],
+    operation_id="get_job",
+    responses=openapi.JOB | openapi.problems(404, 410, 422, 503),
+)
 async def get_job(
     job_id: JobId,
     queue: QueueDep,

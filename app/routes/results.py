@@ -12,12 +12,13 @@ from img2img.stored_images import read_result
 
 from ..dependencies import DecodersDep, HeldBytesDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
 from ..http.errors import NotReady
+from ..http.query_parameters import refuse_unknown_query
 from ..openapi import operations as openapi
 from ..progress.image_formats import convert_image, etag_suffix
 from ..schemas.responses import ImageFormat
 from .parameters import JobId
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
 
 # Lifetime of a signed URL, which gives access to the image without an API key.
 SIGNED_URL_S = 60.0

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from img2img.domain.presigned_upload import ID
+from img2img.domain.text_forms import Matches
 from img2img.erasure import Eraser
 
 from ..dependencies import QueueDep, StoreDep, StoreThreadsDep
@@ -18,7 +19,11 @@ from .body_parser import read_document
 
 router = APIRouter(tags=["images"], dependencies=[Depends(refuse_unknown_query)])
 
-UploadId = Annotated[str, Path(pattern=f"^{ID}$", description="The part of `image` after `/uploads/`.")]
+UploadId = Annotated[
+    str,
+    Matches(f"^{ID}$", "the part after `/uploads/` of the `image` that `POST /uploads` has returned"),
+    Path(description="The part of `image` after `/uploads/`."),
+]
 
 
 async def _read_upload(request: Request) -> UploadRequest:

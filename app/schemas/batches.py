@@ -15,13 +15,16 @@ from .responses import Moment, WebhookDelivery
 
 EXAMPLE_BATCH_ID = "8d1b0f6c2a7e4c93b5f0d4a6e2c81937"
 
-# Names become those of files in an archive.
+# Names become those of files in an archive, with a number and an ending. File systems allow 255 bytes.
+MAX_NAME_BYTES = 240
 FILE_NAME = r"^[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]*$"
 
 
 def _check_file_name(name: str) -> str:
     if not re.fullmatch(FILE_NAME, name):
         raise ValueError("Input should be a file name: not empty, without / and \\, and not with a dot at its begin")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"Input should have at most {MAX_NAME_BYTES} bytes in UTF-8, as the name of a file")
     return name
 
 

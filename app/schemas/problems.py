@@ -45,6 +45,8 @@ class FieldProblem(BaseModel):
         field = encodable(".".join(map(str, location))[:MAX_SHOWN]) or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
+        if error["type"] == "extra_forbidden" and error["msg"].startswith("Extra inputs"):
+            return cls(field=field, message="Unknown field", got=truncate(error["input"]))
         if error["type"] == "json_invalid" or not location:
             # The input is the whole body, whose values can be images.
             return cls(field=field, message=error["msg"].removeprefix("Value error, "))

@@ -13,10 +13,13 @@ from pydantic_core import from_json
 
 from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import Background, Text
+from img2img.domain.text_forms import Matches
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
 
+# The SHA-256 of an image.
+HEXADECIMAL_SHA256 = Matches(r"^[0-9a-f]{64}$", "the SHA-256 in hexadecimal: 64 digits 0-9 and a-f")
 # Value of `mask`: the transparency of the image is the mask.
 ALPHA: Literal["alpha"] = "alpha"
 # Values in JSON text: a structured field of a form, or a webhook. More would cost time and memory to parse.
@@ -47,10 +50,7 @@ MAX_MASK_BLUR = 256  # pixels
 MIN_TEXT = 40
 # The value of a form field, or those of one that is sent several times.
 FormValue = str | bytes | list[str | bytes]
-NOT_READ = (
-    "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
-    "`POST /images` and give its `sha256`"
-)
+NOT_READ = "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form"
 # These would be base64 by chance.
 REFERENCE_PATHS = ("/jobs/", "/uploads/")
 NO_REFERENCE = (
@@ -105,7 +105,12 @@ def parse_image_or_reference(value: object) -> bytes | ImageReference:
     reference = parse_reference(value) if isinstance(value, str) else None
     if reference is None and isinstance(value, str) and value.startswith(REFERENCE_PATHS):
         raise ValueError(NO_REFERENCE)
-    return reference or parse_image(value)
+    try:
+        return reference or parse_image(value)
+    except ValueError as error:
+        if str(error) == NOT_READ:
+            raise ValueError(f"{NOT_READ}, or send them to `POST /images` and give its `sha256`") from None
+        raise
 
 
 ImageOrReference = Annotated[
@@ -180,9 +185,11 @@ def _parse_json_text(text: str) -> Any:
 
 
 def webhook_fields(value: object) -> object:
-    """Return the fields of a webhook that was sent as text: a JSON object, as forms send it, or a URL."""
+    """Return the fields of a webhook that was sent as text: a JSON object, or a URL. None for empty text."""
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     if not is_object(value):
         return {"url": value}
     try:

@@ -37,6 +37,7 @@ from img2img.domain.requirements import ALL_TASKS, OptionalParameter, Requires
 from img2img.domain.webhook import Webhook
 
 from .request_fields import (
+    HEXADECIMAL_SHA256,
     MAX_MASK_BLUR,
     BackgroundPrompt,
     ImageBytes,
@@ -501,7 +502,7 @@ class UploadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file.")]
+    sha256: Annotated[str, HEXADECIMAL_SHA256, Field(description="SHA-256 of the file.")]
     bytes: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES, description="Size of the file in bytes.", examples=[524288])]
     content_type: Annotated[
         Literal["image/png", "image/jpeg", "image/webp"], Field(description="Media type of the file.")

@@ -184,7 +184,7 @@ def _without_images(name: str, value: Any, images: dict[str, bytes]) -> Any:
 def _digest(value: Any, images: dict[str, bytes]) -> Any:
     if not isinstance(value, str) or value == ALPHA or parse_reference(value):
         return value
-    # What is no image is reported with the item.
+    # A value that is no image is reported with the item.
     with suppress(ValueError):
         image = parse_image(value)
         digest = sha256(image).hexdigest()

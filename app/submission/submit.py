@@ -14,6 +14,7 @@ from img2img.domain.job import DeadlinePolicy, JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
+from img2img.domain.text_forms import Matches
 from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
 from img2img.errors import Img2ImgError, ParameterError, Unavailable
@@ -46,10 +47,10 @@ Request = Img2ImgRequest | ControlMapRequest | MaskRequest
 MAX_SUBMITS = 5
 
 IdempotencyKeyHeader = Annotated[
-    str | None,
+    Annotated[str, Matches(r"^[\x21-\x7e]{1,255}$", "1 to 255 characters of ASCII without spaces, such as a UUID")]
+    | None,
     Header(
         alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,255}$",
         description="Makes retries safe: the same request with the same key within 24 hours returns the same result.",
         examples=["7c4a8d09-order-17"],
     ),

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from .core import PAGE, POLL_S, Call, Flow, Operations, Pause, encoded_fields, loaded_fields
-from .errors import InvalidRequest, ServiceUnavailable, ServiceUnreachable, WaitTimeout
+from .errors import InvalidArgument, InvalidRequest, ServiceUnavailable, ServiceUnreachable, WaitTimeout
 from .events import Reconnects
 from .images import source_of
 from .models import Batch, BatchPage, JobPage, parse_response
@@ -44,7 +44,11 @@ class BatchOperations:
                 raise TypeError(
                     f"items.{index}: a request is a mapping of fields, such as {{'image': 'a.png'}}, not {request!r}"
                 )
-            fields = yield from self._uploaded(loaded_fields(request), request, uploads, f"items.{index}")
+            try:
+                loaded = loaded_fields(request)
+            except InvalidArgument as error:
+                raise type(error)(f"items.{index}: {error}") from None
+            fields = yield from self._uploaded(loaded, request, uploads, f"items.{index}")
             lines.append(json.dumps(encoded_fields(fields)))
         headers = {"Content-Type": JSON_LINES, "Idempotency-Key": idempotency_key or uuid4().hex}
         params = {"webhook": webhook} if webhook else {}

@@ -30,7 +30,7 @@ from .errors import (
     unreachable,
 )
 from .events import Reconnects
-from .images import ImageInput, load_image, media_type, upright_size
+from .images import ImageInput, load_image, map_images, media_type, upright_size
 from .models import (
     DryRun,
     Job,
@@ -53,10 +53,8 @@ POLL_S = 30.0
 MODEL_POLL_S = 0.5
 # The most jobs that a page of `GET /jobs` can have.
 PAGE = 100
-IMAGE_FIELDS = ("image", "mask")
 # Code of the error of a service whose images are in no bucket.
 NO_PRESIGNED_UPLOADS = "no_presigned_uploads"
-NESTED_IMAGE_FIELDS = ("controls", "image_prompts", "regions")
 
 T = TypeVar("T")
 
@@ -389,23 +387,16 @@ def _is_data_uri(value: Any) -> bool:
 
 
 def loaded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that are given, with images as bytes or references. Raises OSError."""
-    return {name: _loaded(name, value) for name, value in fields.items() if value is not None}
+    """Return the fields that are given, with images as bytes or references.
+
+    Raises the errors of `load_image`.
+    """
+    return map_images(fields, load_image)
 
 
 def encoded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields as JSON, with images as base64."""
     return {name: _encoded(value) for name, value in fields.items()}
-
-
-def _loaded(name: str, value: Any) -> Any:
-    if name in IMAGE_FIELDS and not isinstance(value, Mapping):
-        return load_image(value)
-    if name == "images":
-        return [load_image(image) for image in value]
-    if name in NESTED_IMAGE_FIELDS:
-        return [{key: _loaded(key, item) for key, item in entry.items() if item is not None} for entry in value]
-    return value
 
 
 def _encoded(value: Any) -> Any:

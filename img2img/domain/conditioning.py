@@ -15,12 +15,22 @@ from pydantic import (
 )
 
 from img2img.domain.masks import MaskQuery
+from img2img.domain.text_forms import Matches
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # With the characters of usual file names, as LoRAs are named by their files.
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._()+-]{0,99}$"
-LoraName = Annotated[str, Field(pattern=LORA_NAME)]
-EmbeddingName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+LoraName = Annotated[
+    str,
+    Matches(LORA_NAME, "1 to 100 letters, digits, spaces and characters of ._()+-, the first one a letter or digit"),
+]
+EmbeddingName = Annotated[
+    str,
+    Matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        "1 to 100 letters, digits and characters of ._-, the first one a letter or digit",
+    ),
+]
 MAX_REGIONS = 8
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
@@ -60,7 +70,11 @@ class ControlType(StrEnum):
 # The kind of a control map. A model has a ControlNet for each kind that it can follow.
 ControlName = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,49}$", examples=[str(known) for known in ControlType]),
+    Matches(
+        r"^[a-z0-9][a-z0-9._-]{0,49}$",
+        "1 to 50 small letters, digits and characters of ._-, the first one a letter or digit",
+    ),
+    Field(examples=[str(known) for known in ControlType]),
 ]
 
 

@@ -13,8 +13,15 @@ from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
 from img2img.domain.masks import MaskKind
 from img2img.domain.model_card import SafetyChecker
 from img2img.domain.parameters import Scheduler, Sigmas
+from img2img.domain.text_forms import Matches
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
+ModelName = Annotated[
+    str,
+    Matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
+        "1 to 200 letters, digits and characters of ._/-, the first one a letter or digit",
+    ),
+]
 
 
 class ComponentSource(BaseModel):

@@ -6,13 +6,16 @@ import zipfile
 from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from httpx_sse import connect_sse
 from redis import Redis
+from typer.testing import CliRunner
 
+from img2img.app.cli import app
 from img2img.app.submission.batch_submit import QUEUED_AT_ONCE, BatchSubmitter
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import result_key
@@ -101,6 +104,8 @@ def test_values_are_combined_over_one_request(http: httpx.Client) -> None:
         ([{"image": IMAGE}, {"image": "5a" * 32}], "items.1.image"),
         ([{"image": IMAGE, "name": "../etc"}], "items.0.name"),
         ([{"image": IMAGE, "name": "etc\n"}], "items.0.name"),
+        # 255 bytes are the most for the name of a file.
+        ([{"image": IMAGE, "name": "é" * 200}], "items.0.name"),
         ([{"image": IMAGE}, {"image": IMAGE, "model": "other"}], "items.1.model"),
         ([{"image": IMAGE, "deadline_s": 60, "deadline_policy": "reject"}], "items.0.deadline_policy"),
     ],
@@ -292,6 +297,19 @@ def test_archive_has_the_names_of_the_requests(
     assert_problem(http.get(f"/batches/{batch['id']}/results?quality=9"), 422, "invalid_parameter")
 
 
+def test_no_file_of_an_archive_has_the_name_of_another(
+    http: httpx.Client, post_lines: Post, finish: Callable[[str], bytes], sha256: str
+) -> None:
+    names = ("photo", "photo", "photo-2", "Photo", None, "00004")
+    batch = post_lines(*({"image": sha256, "name": name} for name in names)).json()
+    for job in jobs_of(http, batch):
+        finish(job["id"])
+    with zipfile.ZipFile(BytesIO(http.get(f"/batches/{batch['id']}/results").content)) as archive:
+        files = [name.lower() for name in archive.namelist()]
+    assert (len(files), len(set(files))) == (len(names) + 1, len(names) + 1)
+    assert files[:2] == ["photo.png", "photo-2.png"]
+
+
 def test_cancel(http: httpx.Client, post_lines: Post, finish: Callable[[str], bytes], queue: JobQueue) -> None:
     batch = post_lines({"image": IMAGE}, {"image": OTHER}, {"image": IMAGE}).json()
     first, second, _ = (job["id"] for job in jobs_of(http, batch))
@@ -376,3 +394,37 @@ def test_images_of_a_batch_are_decoded_once(
     assert trips == [QUEUED_AT_ONCE] * 5
     statuses = {job["status"] for job in jobs_of(http, response.json())}
     assert statuses == {JobStatus.QUEUED}
+
+
+def test_empty_webhook_is_none(http: httpx.Client, post_lines: Post, sha256: str) -> None:
+    for response in (
+        post_lines({"image": sha256}, params={"webhook": ""}),
+        http.post("/batches", json={"request": {"image": sha256}, "webhook": ""}),
+    ):
+        assert (response.status_code, response.json()["webhook"]) == (202, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"image": 3}', "items.0: an image is bytes, a path"),
+        (b'{"image": "' + b"iVBORw0KGgo" * 100 + b'"}', "base64 is given as a data: URI"),
+        (b'{"image": "a\\u0000b"}', "is no path of a file"),
+        (b'{"controls": ["canny"]}', "items.0.controls.0"),
+        (b'{"images": "a.png"}', "items.0.images"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "line 1"),
+        (b"[" * 100_000, "line 1"),
+        (b'{"prompt": "\xff"}', "is not UTF-8"),
+    ],
+    ids=["number", "base64", "nul", "entry", "list", "digits", "depth", "latin-1"],
+)
+def test_command_says_in_one_line_what_is_no_request(
+    service_url: str, http: httpx.Client, tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_bytes(content)
+    result = CliRunner().invoke(app, ["batches", "submit", str(file), "--url", service_url])
+    assert result.exit_code in (1, 2), result.exception
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert http.get("/batches").json()["batches"] == []

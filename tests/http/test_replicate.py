@@ -3,6 +3,7 @@
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -10,7 +11,6 @@ import pytest
 from redis import Redis
 
 from img2img.app.schemas.predictions import version_of
-from img2img.blobs import ObjectStore
 from img2img.domain.job import JobFailure, JobStatus
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
@@ -111,7 +111,7 @@ class TestPredictions:
             ({"input": {"image": TEXT, "width": 100}}, "input.width", "the nearest is 96"),
             ({"input": {"image": TEXT, "num_outputs": 2, "num_images": 2}}, "input.num_images", "num_outputs"),
             ({"input": {"image": TEXT, "model": "demo"}}, "input.model", "version"),
-            ({"input": {"image": TEXT, "output_format": "webp"}}, "input.output_format", "Extra inputs"),
+            ({"input": {"image": TEXT, "output_format": "webp"}}, "input.output_format", "Unknown field"),
             ({"input": {"image": "https://example.com/a.png"}}, "input.image", "POST /images"),
             ({"input": {"image": "http://other/replicate/v1/files/" + "0" * 64}}, "input.image", "POST /images"),
             ({"input": {"image": TEXT, "prompt": 7}}, "input.prompt", "string"),
@@ -122,9 +122,11 @@ class TestPredictions:
                 "webhook_events_filter.0",
                 "'completed'",
             ),
+            ({"input": {"image": TEXT}, "webhook_completed": "no url"}, "webhook_completed", "valid URL"),
+            ({"input": {"image": TEXT}, "webhook": "no url"}, "webhook", "valid URL"),
             ({"input": []}, "input", "an object"),
             ({}, "input", "required"),
-            ({"input": {"image": TEXT}, "colour": 1}, "colour", "Extra inputs"),
+            ({"input": {"image": TEXT}, "colour": 1}, "colour", "Unknown field"),
         ],
     )
     def test_invalid_request_is_refused_by_name(
@@ -134,6 +136,37 @@ class TestPredictions:
         [error] = problem["errors"]
         assert error["field"].endswith(field)
         assert message in error["message"]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"webhook": "", "webhook_completed": "", "webhook_events_filter": []},
+            {"input": {"image": TEXT, "mask": "", "seed": "", "prompt": "", "scheduler": None}},
+        ],
+    )
+    def test_what_asks_for_nothing_is_accepted(self, http: httpx.Client, body: dict[str, Any]) -> None:
+        create(http, **body)
+
+    def test_time_after_which_it_is_cancelled(self, http: httpx.Client) -> None:
+        def post(cancel_after: str, **fields: Any) -> httpx.Response:
+            headers = {"Cancel-After": cancel_after}
+            return http.post(CREATE, json={"input": {"image": TEXT, **fields}}, headers=headers)
+
+        job = http.get(f"/jobs/{post('1h1m30s').json()['id']}").json()
+        created, deadline = (datetime.fromisoformat(job[name]) for name in ("created_at", "deadline_at"))
+        assert (deadline - created).total_seconds() == pytest.approx(3690, abs=1)
+        assert post("").status_code == 201
+        for wrong in ("soon", "0s", "-5s", "1e9"):
+            [error] = assert_problem(post(wrong), 422)["errors"]
+            assert error["field"] == "Cancel-After"
+        assert_problem(post("90", deadline_s=5), 422)
+
+    def test_version_belongs_to_the_named_model(self, http: httpx.Client) -> None:
+        body = {"version": f"org/photo:{version_of('demo')}", "input": {"image": TEXT}}
+        assert (
+            "There is no such version"
+            in assert_problem(http.post("/replicate/v1/predictions", json=body), 422)["detail"]
+        )
 
     def test_unknown_models_are_named(self, http: httpx.Client) -> None:
         body = {"input": {"image": TEXT}}
@@ -188,6 +221,8 @@ class TestFiles:
     def test_invalid_files_are_refused(self, http: httpx.Client) -> None:
         assert_problem(http.post("/replicate/v1/files", files={"content": b"no image"}), 415)
         assert_problem(http.post("/replicate/v1/files", files={"other": IMAGE}), 422)
+        assert_problem(http.post("/replicate/v1/files", content=IMAGE, headers={"Content-Type": "image/png"}), 415)
+        assert_problem(http.get("/replicate/v1/files", params={"cursor": 10**30}), 422)
 
 
 class TestModels:
@@ -215,27 +250,32 @@ class TestHuggingFace:
 
         return post
 
-    @pytest.mark.parametrize("path", ["/hf", "/hf/demo", "/hf/gpt-image-1"])
+    @pytest.mark.parametrize("path", ["/hf", "/hf/demo", "/hf/demo/", "/hf/gpt-image-1"])
     def test_bytes_are_an_image(self, transform: Callable[..., JobSpec], path: str) -> None:
         assert transform(path, content=IMAGE, headers={"Content-Type": "image/png"}).model == "demo"
 
-    def test_parameters_are_fields(self, transform: Callable[..., JobSpec], store: ObjectStore) -> None:
+    def test_parameters_are_fields(self, transform: Callable[..., JobSpec], http: httpx.Client) -> None:
         parameters = {"prompt": "a house", "strength": 0.5, "target_size": {"width": 96, "height": 128}, "seed": None}
         spec = transform(json={"inputs": TEXT, "parameters": parameters, "options": {"wait_for_model": True}})
         assert (spec.task, spec.width, spec.height) == (Task.IMG2IMG, 96, 128)
         assert transform(json={"inputs": TEXT, "parameters": {"prompt": "make it night"}}).task is Task.EDIT
-        assert transform(json={"inputs": TEXT, "parameters": {"guidance_scale": 3}}).task is Task.IMG2IMG
+        stored = http.post("/images", files={"image": IMAGE}).json()["sha256"]
+        assert transform(json={"inputs": stored, "parameters": {"seed": 1}}).task is Task.IMG2IMG
+        nothing = {"guidance_scale": 3, "scheduler": "", "model": "", "negative_prompt": ""}
+        assert transform(json={"inputs": TEXT, "parameters": nothing}).task is Task.IMG2IMG
 
     @pytest.mark.parametrize(
         ("body", "message"),
         [
             ({"parameters": {}}, "inputs: Field required"),
             ({"inputs": "https://example.com/a.png"}, "inputs: "),
+            ({"inputs": TEXT, "options": {"cache": True}}, "options.cache: Unknown field"),
+            ({"inputs": TEXT, "parameters": {"num_inference_steps": True}}, "steps: Input should not be true or false"),
             ({"inputs": TEXT, "parameters": {"num_images": 2}}, "one image"),
             ({"inputs": TEXT, "parameters": {"model": "demo"}}, "given by the URL"),
             ({"inputs": TEXT, "parameters": {"target_size": {"width": 100, "height": 96}}}, "target_size: "),
             ({"inputs": TEXT, "parameters": {"target_size": {"width": 96, "height": 96}, "width": 96}}, "combined"),
-            ({"inputs": TEXT, "parameters": {"guidance": 3}}, "guidance: Extra inputs"),
+            ({"inputs": TEXT, "parameters": {"guidance": 3}}, "guidance: Unknown field; known are inputs, prompt"),
         ],
     )
     def test_invalid_request_is_refused(self, http: httpx.Client, body: dict[str, Any], message: str) -> None:
@@ -245,6 +285,8 @@ class TestHuggingFace:
 
     def test_unknown_model_and_bytes_that_are_no_image(self, http: httpx.Client) -> None:
         assert http.post("/hf/none", content=IMAGE).json()["error"].startswith("model: Input should be one of")
+        assert "Forms are not read" in http.post("/hf/demo", files={"image": IMAGE}).json()["error"]
+        assert "strength: Unknown query" in http.post("/hf/demo?strength=1", content=IMAGE).json()["error"]
         refused = http.post("/hf/demo", content=b"no image")
         assert (refused.status_code, "PNG" in refused.json()["error"]) == (415, True)
         assert "POST /hf/MODEL" in http.get("/hf/demo").json()["error"]

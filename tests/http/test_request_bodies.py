@@ -269,3 +269,78 @@ def test_unknown_query_parameters_are_refused(http: httpx.Client, path: str) -> 
     [error] = assert_problem(http.post(path, json={}), 422, "invalid_parameter")["errors"]
     assert error["field"] in path
     assert "Unknown query parameter" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/jobs?cursor=x", "the `next_cursor` of the previous page"),
+        ("GET", "/batches?cursor=x", "the `next_cursor` of the previous page"),
+        ("GET", "/replicate/v1/predictions?cursor=x", "the `next_cursor` of the previous page"),
+        ("DELETE", "/images/x", "the SHA-256 in hexadecimal"),
+        ("DELETE", "/uploads/x", "`POST /uploads` has returned"),
+        ("PUT", "/models/ä", "1 to 200 letters, digits"),
+        ("PUT", "/models/a/loras/ä", "1 to 100 letters, digits"),
+    ],
+)
+def test_wrong_form_is_refused_in_words(http: httpx.Client, method: str, path: str, expected: str) -> None:
+    detail = assert_problem(http.request(method, path, json={"source": "a/b"}), 422)["detail"]
+    assert "Input should be " in detail
+    assert expected in detail
+    assert "pattern" not in detail
+
+
+def test_wrong_form_of_fields_and_headers_is_refused_in_words(http: httpx.Client, image_bytes: bytes) -> None:
+    image = {"image": image_bytes}
+    key = http.post("/img2img", files=image, headers={"Idempotency-Key": "two words"})
+    assert "without spaces" in assert_problem(key, 422)["detail"]
+    size = http.post("/v1/images/edits", files=image, data={"prompt": "x", "size": "big"})
+    assert "`auto`, or width x height" in size.json()["error"]["message"]
+    upload = {"sha256": "x", "bytes": 1, "content_type": "image/png"}
+    assert "64 digits" in assert_problem(http.post("/uploads", json=upload), 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs?status=queued&status=failed", "/jobs?state=queued", "/batches?limit=1&limit=2"]
+)
+def test_repeated_and_unknown_query_parameters_of_lists_are_refused(http: httpx.Client, path: str) -> None:
+    assert "uery parameter" in assert_problem(http.get(path), 422)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/jobs?cursor=", "/batches?cursor=", "/replicate/v1/predictions?cursor="])
+def test_empty_cursor_is_the_first_page(http: httpx.Client, path: str) -> None:
+    assert http.get(path).status_code == 200
+
+
+def test_content_type_is_named(http: httpx.Client) -> None:
+    for path in ("/img2img", "/batches", "/uploads"):
+        response = http.post(path, content=b"x", headers={"Content-Type": "text/plain"})
+        [error] = assert_problem(response, 415)["errors"]
+        assert error["field"] == "Content-Type"
+
+
+def test_fields_of_openai_forms_are_sent_once(http: httpx.Client, image_bytes: bytes) -> None:
+    image = ("image", ("a.png", image_bytes))
+    twice = [image, ("prompt", (None, "a")), ("prompt", (None, "b"))]
+    masks = [image, ("prompt", (None, "a")), ("mask", ("m.png", image_bytes)), ("mask", ("m.png", image_bytes))]
+    for form, message in ((twice, "more than once"), (masks, "one mask, not 2")):
+        response = http.post("/v1/images/edits", files=form)
+        assert response.status_code == 400
+        assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "takes_references"),
+    [
+        ("/img2img", {"image": "https://example.com/a.png"}, True),
+        ("/hf/demo", {"inputs": "https://example.com/a.png"}, True),
+        ("/images", {"image": "https://example.com/a.png"}, False),
+        ("/v1/images/edits", {"prompt": "x", "image": {"image_url": "https://example.com/a.png"}}, False),
+    ],
+)
+def test_references_are_recommended_where_they_are_taken(
+    http: httpx.Client, path: str, body: dict[str, object], takes_references: bool
+) -> None:
+    text = http.post(path, json=body).text
+    assert "URLs and file names are not read" in text
+    assert ("sha256" in text) is takes_references

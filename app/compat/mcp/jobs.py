@@ -1,7 +1,7 @@
 """Jobs of tool calls: from images as agents write them to images as their programs show them."""
 
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,14 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ImageContent, TextContent
 
 from img2img.client import AsyncClient, ClientError, Job, ProgressEvent, QueuedEvent, is_image_reference
+from img2img.client.images import map_images
 
 Content = list[ImageContent | TextContent]
+
+# Begins of references to images that the service has. These would be base64 by chance.
+REFERENCE_PATHS = ("/jobs/", "/uploads/")
+# A mask that is the transparency of the image.
+ALPHA = "alpha"
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,30 @@ class Service:
             except (ClientError, OSError) as error:
                 raise ToolError(str(error)) from None
 
-    def image(self, text: str) -> str:
-        """Return an image in a form that the client takes. Raises ToolError."""
-        if text.startswith("data:") or is_image_reference(text) or self.with_files:
-            return text
-        return f"data:;base64,{text}"
+    def image(self, image: Any) -> str:
+        """Return an image in a form that the client takes. Raises ToolError.
 
-    async def run(self, context: Context[Any], **fields: Any) -> Content:
+        The client reads files that are named by their paths, so that nothing else may pass where images are no files.
+        """
+        if not isinstance(image, str):
+            raise ToolError(f"An image is text, not {type(image).__name__}.")
+        if image[:5].lower() == "data:":
+            # The client knows these by small letters.
+            return f"data:{image[5:]}"
+        if self.with_files or is_image_reference(image) or image == ALPHA:
+            return image
+        if image.startswith(REFERENCE_PATHS):
+            raise ToolError(f"{image[:100]} is no reference to an image; one is /jobs/ID/images/0.")
+        if "://" in image:
+            raise ToolError(f"URLs are not read: send the image as base64 in place of {image[:100]}.")
+        return f"data:;base64,{image}"
+
+    async def run(self, context: Context[Any], fields: Mapping[str, Any]) -> Content:
         """Submit a job, report its progress until its end, and return its images.
 
-        The job is cancelled if the call is. Fields that are None count as not given.
+        The job is cancelled if the call is. Fields that are None or empty text count as not given.
         """
-        given = {name: value for name, value in fields.items() if value is not None}
+        given = map_images({name: value for name, value in fields.items() if value != ""}, self.image)
         async with self.client(context) as client:
             job = await client.submit(**given)
             try:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import MAX_IMAGES
-from img2img.errors import ParameterError, UnsupportedMedia
+from img2img.domain.text_forms import Matches
+from img2img.errors import ParameterError
 
-from ...http.request_body import media_type_of, read_form, read_json
+from ...http.request_body import media_type_of, read_form, read_json, unsupported_type
 from ...schemas.request_fields import parse_image, parse_json_field
 from ...schemas.requests import Img2ImgRequest
 from ...schemas.responses import ImageFormat
@@ -36,7 +37,10 @@ class Variation(BaseModel):
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
-    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$")] = "auto"
+    size: Annotated[
+        str,
+        Matches(r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$", "`auto`, or width x height in pixels, such as 1024x1024"),
+    ] = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
     # Ignored.
     user: str | None = None
@@ -91,8 +95,11 @@ class Body:
         return images
 
     def mask(self) -> bytes | None:
-        """Return the mask, if there is one."""
-        return self.files.get("mask", [None])[0]
+        """Return the mask, if there is one. Raises ParameterError if there are several."""
+        masks = self.files.get("mask", [])
+        if len(masks) > 1:
+            raise ParameterError("mask", f"Input should be one mask, not {len(masks)}")
+        return masks[0] if masks else None
 
     def client_names(self) -> dict[str, str]:
         """Return the client's names of fields of `POST /img2img`."""
@@ -104,7 +111,7 @@ async def read_body(request: Request, jobs: BlockingJobs) -> Body:
     """Read a form or JSON."""
     media_type, _ = media_type_of(request)
     if media_type not in ("multipart/form-data", "application/json"):
-        raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
+        raise unsupported_type("The content type should be multipart/form-data or application/json.")
     if media_type == "multipart/form-data":
         return _from_form(await read_form(request, jobs.settings.max_body_bytes))
     return await run_sync(_from_json, await read_json(request, dict[str, Any], strict=False))
@@ -143,6 +150,8 @@ def _from_form(form: list[tuple[str, str | bytes]]) -> Body:
             body.names[name.removesuffix("[]")] = name
         elif value == "" and name != "prompt":
             continue
+        elif name in body.own or name in body.fields:
+            raise ParameterError(name, "Field sent more than once")
         elif name in OWN_FIELDS:
             body.own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
         else:

@@ -15,8 +15,9 @@ from img2img.erasure import Eraser
 from img2img.errors import NotFound, ParameterError
 from img2img.imaging.file_types import MAGIC_BYTES, identify
 from img2img.redis.input_images import StoredUpload
-from img2img.redis.job_store import CURSOR, Cursor
+from img2img.redis.job_store import Cursor
 
+from ...http.query_parameters import CursorQuery, refuse_unknown_query
 from ...http.request_body import read_form, read_json
 from ...progress.long_poll import MAX_WAIT_S, preferred_wait, wait_for_end
 from ...schemas.predictions import OWNER, PATH, Prediction, model_view, version_of, version_view
@@ -25,13 +26,16 @@ from ...submission.submit import REPLAYED
 from ...submission.uploads import Uploader
 from ..blocking_jobs import BlockingJobs, BlockingJobsDep
 from ..request_fields import client_names
-from .requests import PredictionRequest
+from .requests import CANCEL_AFTER, PredictionRequest, seconds_of
 
 PAGE = 100
+# Redis has cursors of 64 bits.
+MAX_SCAN_CURSOR = 2**64 - 1
 
 Prefer = Annotated[str | None, Header()]
+CancelAfter = Annotated[str, Header(alias=CANCEL_AFTER)]
 
-router = APIRouter(prefix=PATH, include_in_schema=False)
+router = APIRouter(prefix=PATH, include_in_schema=False, dependencies=[Depends(refuse_unknown_query)])
 
 
 def base_url_of(request: Request) -> str:
@@ -41,26 +45,32 @@ def base_url_of(request: Request) -> str:
 
 @router.post("/predictions", status_code=201)
 async def create_prediction(
-    request: Request, response: Response, jobs: BlockingJobsDep, prefer: Prefer = None
+    request: Request, response: Response, jobs: BlockingJobsDep, prefer: Prefer = None, cancel_after: CancelAfter = ""
 ) -> Prediction:
     """Submits a job for the model that `version` names."""
     body = await read_json(request, PredictionRequest, strict=False)
     if not body.version:
         raise ParameterError("version", "Field required: a model as `owner/name`, or the id of its version")
     card = await run_sync(_card_of_version, jobs, body.version)
-    return await _create(body, card, request, response, jobs, prefer)
+    return await _create(body, card, request, response, jobs, prefer, cancel_after)
 
 
 @router.post("/models/{owner}/{name}/predictions", status_code=201)
 async def create_prediction_of_model(
-    owner: str, name: str, request: Request, response: Response, jobs: BlockingJobsDep, prefer: Prefer = None
+    owner: str,
+    name: str,
+    request: Request,
+    response: Response,
+    jobs: BlockingJobsDep,
+    prefer: Prefer = None,
+    cancel_after: CancelAfter = "",
 ) -> Prediction:
     """Submits a job for a model."""
     body = await read_json(request, PredictionRequest, strict=False)
     if body.version:
         raise ParameterError("version", "It is given by the path; leave it out")
     card = await run_sync(_card, jobs, owner, name)
-    return await _create(body, card, request, response, jobs, prefer)
+    return await _create(body, card, request, response, jobs, prefer, cancel_after)
 
 
 async def _create(
@@ -70,9 +80,10 @@ async def _create(
     response: Response,
     jobs: BlockingJobs,
     prefer: str | None,
+    cancel_after: str,
 ) -> Prediction:
     """Submit a job, and wait for its end as long as the client prefers."""
-    job_request, names = await run_sync(body.to_request, card, base_url_of(request))
+    job_request, names = await run_sync(body.to_request, card, base_url_of(request), seconds_of(cancel_after))
     with client_names(names):
         submitted = await jobs.submitter.submit(job_request)
     del body, job_request
@@ -97,9 +108,7 @@ async def _with_output(record: JobRecord, request: Request, jobs: BlockingJobs) 
 
 
 @router.get("/predictions")
-def list_predictions(
-    request: Request, jobs: BlockingJobsDep, cursor: Annotated[str | None, Query(pattern=CURSOR)] = None
-) -> dict[str, Any]:
+def list_predictions(request: Request, jobs: BlockingJobsDep, cursor: CursorQuery = None) -> dict[str, Any]:
     """Lists the jobs of the caller as predictions, newest first."""
     records, last = jobs.queue.job_store.page(None, Cursor.parse(cursor) if cursor else None, PAGE)
     base_url = base_url_of(request)
@@ -141,7 +150,7 @@ async def create_file(
 
 @router.get("/files")
 async def list_files(
-    request: Request, jobs: BlockingJobsDep, cursor: Annotated[int, Query(ge=0)] = 0
+    request: Request, jobs: BlockingJobsDep, cursor: Annotated[int, Query(ge=0, le=MAX_SCAN_CURSOR)] = 0
 ) -> dict[str, Any]:
     """Lists the uploaded images of the caller."""
     images = jobs.queue.input_images
@@ -226,10 +235,16 @@ def get_version(owner: str, name: str, version: str, jobs: BlockingJobsDep) -> d
 
 def _card(jobs: BlockingJobs, owner: str, name: str) -> ModelCard:
     """Return the card of a model. Raises NotFound."""
-    card = jobs.models.find(f"{owner}/{name}") or (jobs.models.find(name) if owner == OWNER else None)
+    card = _find(jobs, f"{owner}/{name}")
     if card is None:
         raise NotFound(f"There is no model {owner}/{name}; there are: {', '.join(jobs.models.known_names())}.")
     return card
+
+
+def _find(jobs: BlockingJobs, name: str) -> ModelCard | None:
+    """Return the card of a model by `owner/name`, or by a name without owner."""
+    owner, _, rest = name.partition("/")
+    return jobs.models.find(name) or (jobs.models.find(rest) if owner == OWNER else None)
 
 
 def _card_of_version(jobs: BlockingJobs, version: str) -> ModelCard:
@@ -237,9 +252,10 @@ def _card_of_version(jobs: BlockingJobs, version: str) -> ModelCard:
     name, _, version_id = version.rpartition(":")
     known = jobs.models.known()
     card = next((card for card in known.values() if version_of(card.name) == version_id), None)
-    if card is None and not name:
-        owner, _, rest = version.partition("/")
-        card = jobs.models.find(version) or (jobs.models.find(rest) if owner == OWNER else None)
+    if not name:
+        card = card or _find(jobs, version)
+    elif card and card != _find(jobs, name):
+        card = None
     if card is None:
         message = f"There is no such version; the models are: {', '.join(sorted(known))}"
         raise ParameterError("version", message, got=version)
