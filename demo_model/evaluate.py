@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from img2img.domain.conditioning import ControlType
+
 from .batch_pipeline import BatchPipeline
 from .companions.companion_pipelines import CompanionPipelines
 from .companions.evaluate import evaluate_companions
+from .companions.maps import lines
+from .companions.measures import edge_f1
 from .dataset import Images, Sample, rendered_images
 from .edits import (
     Edit,
@@ -28,6 +32,7 @@ from .edits import (
 )
 from .figures import Figures
 from .judge import HEADS, TRAIN_IMAGES, Judge, scene_map, trained_judge, word_indices
+from .photos import colour_distance, packaged_photos
 from .recipe import recipe_for
 from .scenes import STYLES, Style
 
@@ -60,6 +65,7 @@ def evaluate(figures: Figures, pipeline: BatchPipeline, judge: Judge, scenes: in
     _strength(figures, pipeline, judge, scenes)
     _changes(figures, pipeline, judge, scenes)
     _pencil_and_night(figures, pipeline, scenes)
+    _photos(figures, pipeline)
     _speed(figures, pipeline)
 
 
@@ -138,6 +144,21 @@ def _pencil_and_night(figures: Figures, pipeline: BatchPipeline, scenes: int) ->
     figures.at_most(
         "night: mean luminance against the input, strength 0.6", _luminance(dark) / _luminance(_given(nights)), 0.6
     )
+
+
+def _photos(figures: Figures, pipeline: BatchPipeline) -> None:
+    """Photos of unknown subjects keep their edges and colours."""
+    try:
+        photos = packaged_photos()
+    except ModuleNotFoundError as error:
+        figures.mention("photos of unknown subjects", f"not measured: {error}")
+        return
+    maps = np.stack([lines(photo, ControlType.CANNY) for photo in photos])
+    made = pipeline.change(photos, ["a photo"] * len(photos), 0.4, 4.0)
+    figures.at_least(
+        f"{len(photos)} photos of unknown subjects, strength 0.4: F1 of the edges", edge_f1(made, maps), 0.5
+    )
+    figures.at_most("the same: RMSE of the mean colours of 16 x 16 cells", colour_distance(made, photos), 0.1)
 
 
 def _speed(figures: Figures, pipeline: BatchPipeline) -> None:

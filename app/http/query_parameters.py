@@ -14,7 +14,7 @@ from img2img.redis.job_store import CURSOR
 FROM_PREVIOUS_PAGE = "the `next_cursor` of the previous page; leave it out for the first page"
 # Clients of the first page may send an empty one.
 CursorQuery = Annotated[
-    Annotated[str, Matches(CURSOR, FROM_PREVIOUS_PAGE)] | None,
+    Annotated[str, Matches(f"{CURSOR}|^$", FROM_PREVIOUS_PAGE)] | None,
     BeforeValidator(lambda cursor: cursor or None),
     Query(description="`next_cursor` of the previous page."),
 ]

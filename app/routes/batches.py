@@ -49,7 +49,7 @@ router = APIRouter(prefix="/batches", tags=["batches"])
 
 BatchId = Annotated[str, Path(description="The `id` of the batch.")]
 IndexCursor = Annotated[
-    Annotated[str, Matches(r"^[0-9]{1,6}$", FROM_PREVIOUS_PAGE)] | None,
+    Annotated[str, Matches(r"^[0-9]{0,6}$", FROM_PREVIOUS_PAGE)] | None,
     BeforeValidator(lambda cursor: cursor or None),
     Query(alias="cursor", description="`next_cursor` of the previous page."),
 ]

@@ -178,7 +178,7 @@ class TestOpenAI:
             ({"prompt": "x"}, "image", "Field required"),
             ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "images", "takes one image"),
             ({"images": [{"file_id": "file-1"}], "prompt": "x"}, "images", "image_url"),
-            ({"images": [{"image_url": "https://example.com/a.png"}], "prompt": "x"}, "images", "POST /images"),
+            ({"images": [{"image_url": "https://example.com/a.png"}], "prompt": "x"}, "images", "names are not read"),
             ({"images": [7], "prompt": "x"}, "images", "base64"),
             ({"images": TEXT, "prompt": "x", "size": "128x128", "width": 128}, "size", "cannot be combined"),
             ({"images": TEXT, "prompt": "x", "width": 100}, "width", "the nearest is 96"),
