@@ -77,7 +77,7 @@ def install_torch(python: Path) -> None:
         except subprocess.CalledProcessError:
             if index == PYPI or given:
                 raise
-            say(f"{index} has no PyTorch for this machine or cannot be reached; trying {PYPI}")
+            say(f"{index} has no PyTorch for this machine or cannot be reached; trying {PYPI} (a CUDA build has 3 GB)")
         else:
             return
 

@@ -244,6 +244,7 @@ def demo(model: Model = None) -> None:
                 batch.run([Input(image)], DEMO_PARAMETERS, outputs)
             seconds = time.monotonic() - started_at
     echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")
+    echo("Next: img2img serve, and in another terminal img2img submit IMAGE --prompt TEXT --strength 0.3")
 
 
 def settings_of(**given: object) -> "ApiSettings":

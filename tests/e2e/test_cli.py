@@ -240,7 +240,7 @@ def test_submit_reports_errors(folder: Path) -> None:
 def test_demo_writes_an_image(folder: Path) -> None:
     result = img2img(folder, "demo")
     assert result.returncode == 0, result.stderr
-    assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\n$", result.stdout)
+    assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\nNext: img2img serve, .*\n$", result.stdout)
     assert Image.open(folder / "demo-output.png").format == "PNG"
     assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
 

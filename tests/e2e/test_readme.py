@@ -43,10 +43,33 @@ def test_curl_command_queues_a_job(client: httpx.Client) -> None:
 
 
 def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
-    (script,) = [block for _, _, block in fences(ROOT / "README.md") if block.startswith("job=$(curl")]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    subprocess.run(["bash", "-euc", for_service(script, client)], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(["bash", "-euc", for_service(curl_script(), client)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "painting.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "told"),
+    [
+        ("strength=0.6", "strength=2", "less than or equal to 1"),
+        ("input.png", "curl.sh", "not a PNG, JPEG"),
+        ("input.png", "missing.png", ""),
+    ],
+)
+def test_curl_script_shows_errors(client: httpx.Client, tmp_path: Path, was: str, becomes: str, told: str) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = for_service(curl_script(), client).replace(was, becomes)
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert told in done.stdout
+    assert "curl: (" in done.stderr
+    assert not (tmp_path / "painting.png").exists()
+
+
+def curl_script() -> str:
+    (script,) = [block for _, _, block in fences(ROOT / "README.md") if block.startswith("if job=$(curl")]
+    return script
 
 
 @pytest.mark.parametrize("code", [block for block in blocks("python") if "http://127.0.0.1:8000" in block])
