@@ -99,7 +99,7 @@ def record(page: Page, recorder: Recorder) -> None:
     strip.click()
     follow(page, recorder)
     recorder.shoot(1200)
-    tile = page.locator(".tile").nth(2)
+    tile = page.locator(".tile").nth(1)
     recorder.move(*centre(tile))
     tile.click()
     page.locator(".result-image").wait_for()
