@@ -77,7 +77,7 @@ def test_form_takes_adapters_as_json_and_images_as_files(post: Any, http: httpx.
         ({"loras": [{"name": "oil"}]}, "loras.0.name", "should be one of: ink, v1.5-clay"),
         ({"loras": INK * 2}, "loras.1.name", "named twice"),
         ({"loras": [{"name": "ink", "scale": 3}]}, "loras.0.scale", "less than or equal to 2"),
-        ({"loras": [{"name": "../ink"}]}, "loras.0.name", "pattern"),
+        ({"loras": [{"name": "../ink"}]}, "loras.0.name", "1 to 100 letters"),
         ({"loras": INK, "model": "demo"}, "loras.0.name", "demo has no LoRA"),
         ({"image_prompts": [{"image": "IMAGE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
         ({"image_prompts": [{"image": "IMAGE"}] * 5}, "image_prompts", "at most 4 items"),

@@ -130,7 +130,7 @@ def test_outpainting_fits_control_maps_to_the_canvas(
         ({"controls": [{"type": "depth"}]}, "controls.0.preprocess", "send the map, with `preprocess: false`"),
         ({"controls": [{"type": "canny", "start": 0.6, "end": 0.6}]}, "controls.0", "`start` should be less"),
         ({"controls": [{"type": "qr"}]}, "controls.0.preprocess", "cannot make qr maps: send the map, with `preproc"),
-        ({"controls": [{"type": "QR code"}]}, "controls.0.type", "match"),
+        ({"controls": [{"type": "QR code"}]}, "controls.0.type", "1 to 50 small letters"),
         ({"controls": [{"type": "canny", "scale": 3}]}, "controls.0.scale", "less than or equal to 2"),
         ({"controls": [{"type": "canny"}] * 5}, "controls", "at most 4"),
         ({"controls": [{"type": "canny"}], "image": None}, "controls.0.image", "has no `image`"),
