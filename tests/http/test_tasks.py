@@ -311,7 +311,7 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "controls": [{"type": "canny", "start": 0.5, "end": 0.5}]}, "controls.0", "less than `end`"),
         ({"image": IMAGE, "loras": [{"name": "tin"}]}, "loras.0.name", "one of: ink, gold"),
         ({"image": IMAGE, "loras": [{"name": "ink"}, {"name": "ink"}]}, "loras.1.name", "named twice"),
-        ({"image": IMAGE, "loras": [{"name": "../ink"}]}, "loras.0.name", "match pattern"),
+        ({"image": IMAGE, "loras": [{"name": "../ink"}]}, "loras.0.name", "1 to 100 letters"),
         ({"model": "demo", "image": IMAGE, "mask": MASK}, "mask", "does not support inpainting"),
         ({"model": "demo", "image": IMAGE, "instruction": "x"}, "instruction", "it supports: image-to-image"),
         ({"model": "demo", "image": IMAGE, "image_prompts": [{"image": IMAGE}]}, "image_prompts", "no IP-Adapter"),
