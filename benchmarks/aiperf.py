@@ -34,14 +34,13 @@ import httpx
 
 from benchmarks.plot import draw
 from benchmarks.sides import litserve
-from benchmarks.workload import MIXES, Job, jobs, served_card
+from benchmarks.workload import MIXES, OWN_FIELDS, Job, jobs, served_card
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port, running
 from img2img.domain.model_card import ModelCard
 
 INSTALL = "python -m venv aiperf && aiperf/bin/pip install aiperf==0.13.0"
 OURS, THEIRS = "img2img", "LitServe"
-PARAMETERS = ("strength", "num_inference_steps", "guidance_scale", "scheduler", "seed")
 WEIGHTS = files("img2img.demo_model") / "weights"
 LEAST_REQUESTS = 8
 WARM_UP_REQUESTS = 4
@@ -157,7 +156,7 @@ def _warm_up(server: Server, work: Sequence[Job]) -> None:
 
 def fields_of(job: Job) -> dict[str, str]:
     """Return the form fields of a job beside prompt and image."""
-    fields = {name: str(getattr(job.spec, name)) for name in PARAMETERS}
+    fields = {name: str(getattr(job.spec, name)) for name in OWN_FIELDS}
     return {**fields, "size": f"{job.spec.width}x{job.spec.height}"}
 
 

@@ -16,13 +16,11 @@ import litserve.server
 import torch
 
 from benchmarks.sides import Stock
-from benchmarks.workload import Job, can_share_a_call
+from benchmarks.workload import OWN_FIELDS, Job, can_share_a_call
 from img2img.domain.spec import Img2ImgSpec
 
 # Long enough for requests that arrive together, short compared to the seconds of a batch.
 BATCH_TIMEOUT_S = 0.05
-# The form fields of an edit that OpenAI does not have.
-PARAMETERS = ("strength", "num_inference_steps", "guidance_scale", "scheduler", "seed")
 
 
 class StockAPI(ls.LitAPI):
@@ -69,7 +67,7 @@ class EditsAPI(StockAPI):
         # LitServe passes the form of a request here.
         form: Mapping[str, Any] = request
         width, _, height = form["size"].partition("x")
-        fields = {name: form[name] for name in ("model", "prompt", *PARAMETERS)}
+        fields = {name: form[name] for name in ("model", "prompt", *OWN_FIELDS)}
         spec = Img2ImgSpec.model_validate_strings({**fields, "image": "0" * 64, "width": width, "height": height})
         return Job(spec, form["image"].file.read())
 

@@ -16,6 +16,8 @@ from img2img.worker.images.png import encode_png
 if TYPE_CHECKING:
     import httpx
 
+# The form fields of an edit that OpenAI does not have.
+OWN_FIELDS = ("strength", "num_inference_steps", "guidance_scale", "scheduler", "seed")
 SCHEDULERS = (
     Scheduler.DDIM,
     Scheduler.EULER,

@@ -12,10 +12,11 @@ from img2img.errors import ParameterError
 from img2img.redis.job_store import CURSOR
 
 FROM_PREVIOUS_PAGE = "the `next_cursor` of the previous page; leave it out for the first page"
+EMPTY_IS_ABSENT = BeforeValidator(lambda value: value or None)
 # Clients of the first page may send an empty one.
 CursorQuery = Annotated[
     Annotated[str, Matches(f"{CURSOR}|^$", FROM_PREVIOUS_PAGE)] | None,
-    BeforeValidator(lambda cursor: cursor or None),
+    EMPTY_IS_ABSENT,
     Query(description="`next_cursor` of the previous page."),
 ]
 

@@ -7,7 +7,6 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BeforeValidator
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.job_batch import BatchRecord
@@ -30,7 +29,7 @@ from ..dependencies import (
     VisibleJobs,
     VisibleJobsDep,
 )
-from ..http.query_parameters import FROM_PREVIOUS_PAGE, CursorQuery, refuse_unknown_query
+from ..http.query_parameters import EMPTY_IS_ABSENT, FROM_PREVIOUS_PAGE, CursorQuery, refuse_unknown_query
 from ..openapi import batches as openapi
 from ..openapi.operations import problems
 from ..progress import batch_events
@@ -50,7 +49,7 @@ router = APIRouter(prefix="/batches", tags=["batches"])
 BatchId = Annotated[str, Path(description="The `id` of the batch.")]
 IndexCursor = Annotated[
     Annotated[str, Matches(r"^[0-9]{0,6}$", FROM_PREVIOUS_PAGE)] | None,
-    BeforeValidator(lambda cursor: cursor or None),
+    EMPTY_IS_ABSENT,
     Query(alias="cursor", description="`next_cursor` of the previous page."),
 ]
 

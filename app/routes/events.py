@@ -7,9 +7,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ..dependencies import JobChangesDep, JobReadsDep, QueueDep
+from ..http.query_parameters import EMPTY_IS_ABSENT
 from ..openapi import operations as openapi
 from ..progress.event_stream import StreamEvent
 from ..progress.event_stream import stream_job_events as job_events
@@ -24,7 +25,7 @@ HEADERS = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[
     Annotated[int, Field(ge=0)] | None,
-    BeforeValidator(lambda id: id or None),
+    EMPTY_IS_ABSENT,
     Header(alias="Last-Event-ID", description="`id` of the last event received. Browsers send it on reconnect."),
 ]
 PreviewQuery = Annotated[bool, Query(description="Also send previews of the image.")]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from mcp import Client, StdioServerParameters
-from mcp_types import CallToolResult, ImageContent, TextContent
+from mcp_types import CallToolResult, ImageContent
 from PIL import Image
 
 from img2img.app.compat.mcp.hosts import accepted_names
@@ -24,6 +24,7 @@ from img2img.app.compat.mcp.jobs import Service
 from img2img.app.compat.mcp.server import build_server
 from img2img.app.supervisor.supervisor import free_port
 from tests.support.images import encoded
+from tests.support.mcp_tools import Call, caller, text_of
 
 SIZE = 64
 COMMAND = ["-m", "img2img.app.cli", "mcp"]
@@ -39,18 +40,9 @@ def photo(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def call(client: httpx.Client) -> Callable[..., CallToolResult]:
+def call(client: httpx.Client) -> Call:
     """Call a tool of a server in this process."""
-    server = build_server(Service(str(client.base_url), None, with_files=True))
-
-    def run(tool: str, **arguments: Any) -> CallToolResult:
-        async def work() -> CallToolResult:
-            async with Client(server) as session:
-                return await session.call_tool(tool, arguments)
-
-        return anyio.run(work)
-
-    return run
+    return caller(Service(str(client.base_url), None, with_files=True))
 
 
 def images_of(result: CallToolResult) -> list[Image.Image]:
@@ -59,15 +51,8 @@ def images_of(result: CallToolResult) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(content.data))) for content in found]
 
 
-def text_of(result: CallToolResult) -> str:
-    [text] = [content.text for content in result.content if isinstance(content, TextContent)]
-    return text
-
-
 class TestTools:
-    def test_edit_gives_the_image_of_its_job(
-        self, call: Callable[..., CallToolResult], client: httpx.Client, photo: str
-    ) -> None:
+    def test_edit_gives_the_image_of_its_job(self, call: Call, client: httpx.Client, photo: str) -> None:
         result = call("edit", image=photo, prompt="a house", strength=0.5, options={**FAST, "scheduler": "ddim"})
         [job] = client.get("/jobs?limit=1").json()["jobs"]
         request = job["request"]
@@ -85,9 +70,7 @@ class TestTools:
         assert images_of(call("get", job=job["id"]))[0].size == (SIZE, SIZE)
         assert len(images_of(call("variations", image=reference, options={**FAST, "num_images": 2}))) == 2
 
-    def test_inpaint_and_outpaint_keep_the_other_pixels(
-        self, call: Callable[..., CallToolResult], photo: str, tmp_path: Path
-    ) -> None:
+    def test_inpaint_and_outpaint_keep_the_other_pixels(self, call: Call, photo: str, tmp_path: Path) -> None:
         mask = Image.new("L", (SIZE, SIZE))
         mask.paste(255, (10, 12, 40, 50))
         mask.save(tmp_path / "mask.png")
@@ -99,7 +82,7 @@ class TestTools:
         assert (np.asarray(image)[:, :SIZE] == original).all()
         assert image.size == (SIZE + 32, SIZE)
 
-    def test_upscale_and_models(self, call: Callable[..., CallToolResult], photo: str, client: httpx.Client) -> None:
+    def test_upscale_and_models(self, call: Call, photo: str, client: httpx.Client) -> None:
         [image] = images_of(call("upscale", image=photo, options={"num_inference_steps": 4}))
         assert image.size == (2 * SIZE, 2 * SIZE)
         [model] = client.get("/models").json()["models"]
@@ -119,13 +102,13 @@ class TestTools:
         ],
     )
     def test_sentence_of_the_service_is_the_result(
-        self, call: Callable[..., CallToolResult], photo: str, tool: str, arguments: dict[str, Any], message: str
+        self, call: Call, photo: str, tool: str, arguments: dict[str, Any], message: str
     ) -> None:
         result = call(tool, image=photo, **arguments)
         assert result.is_error
         assert message in text_of(result)
 
-    def test_missing_files_and_jobs_are_named(self, call: Callable[..., CallToolResult]) -> None:
+    def test_missing_files_and_jobs_are_named(self, call: Call) -> None:
         assert "/nowhere.png" in text_of(call("edit", image="/nowhere.png", prompt="x"))
         assert call("get", job="0" * 32).is_error
 

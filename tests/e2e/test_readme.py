@@ -49,20 +49,20 @@ def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "told"),
+    ("was", "becomes", "shown"),
     [
         ("strength=0.6", "strength=2", "less than or equal to 1"),
         ("input.png", "curl.sh", "not a PNG, JPEG"),
         ("input.png", "missing.png", ""),
     ],
 )
-def test_curl_script_shows_errors(client: httpx.Client, tmp_path: Path, was: str, becomes: str, told: str) -> None:
+def test_curl_script_shows_errors(client: httpx.Client, tmp_path: Path, was: str, becomes: str, shown: str) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     script = for_service(curl_script(), client).replace(was, becomes)
     done = subprocess.run(
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
     )
-    assert told in done.stdout
+    assert shown in done.stdout
     assert "curl: (" in done.stderr
     assert not (tmp_path / "painting.png").exists()
 

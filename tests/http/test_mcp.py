@@ -8,38 +8,22 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from mcp import Client
-from mcp_types import CallToolResult, TextContent
 
 from img2img.app.compat.mcp.jobs import Service
 from img2img.app.compat.mcp.server import build_server
 from img2img.domain.parameters import Task
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
+from tests.support.mcp_tools import Call, caller, text_of
 from tests.support.model_cards import CARD
 
 IMAGE = b64encode(encoded(gradient(64, 64))).decode()
-Call = Callable[..., CallToolResult]
 
 
 @pytest.fixture
 def call(http: httpx.Client) -> Call:
     """Call a tool of a server for several users, where images are no files."""
-    server = build_server(Service(str(http.base_url), None, with_files=False))
-
-    def run(tool: str, **arguments: Any) -> CallToolResult:
-        async def work() -> CallToolResult:
-            async with Client(server) as session:
-                return await session.call_tool(tool, arguments)
-
-        return anyio.run(work)
-
-    return run
-
-
-def text_of(result: CallToolResult) -> str:
-    [text] = [content.text for content in result.content if isinstance(content, TextContent)]
-    return text
+    return caller(Service(str(http.base_url), None, with_files=False))
 
 
 @pytest.fixture
