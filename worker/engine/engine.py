@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from .batching import GateCall, collate, split
 from .call_times import CallTimes
 from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
+from .exact_rows import exact_rows
 from .gate import Gate, Parked, TaskGreenlet
 from .merged_arguments import MergedArguments
 from .preemption import BrokenOff, Preemption
@@ -251,15 +253,17 @@ class Engine:
         rows = [call.rows for call in calls]
         started = time.perf_counter()
         padding = gate.padding_of(sum(rows))
+        is_exact = len(calls) > 1 and calls[0].is_half_on_cpu
         try:
             args, kwargs = collate(calls, padding, self._merged)
-            if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
-                output = self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))
-            elif any(parked.task.priority == HIGHEST for parked in self._parked):
-                output = gate.run(*args, **kwargs)
-            else:
-                with self._preemption.breakable(self._times.predict(batch[0].signature, sum(rows))):
+            with exact_rows(rows) if is_exact else nullcontext():
+                if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
+                    output = self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))
+                elif any(parked.task.priority == HIGHEST for parked in self._parked):
                     output = gate.run(*args, **kwargs)
+                else:
+                    with self._preemption.breakable(self._times.predict(batch[0].signature, sum(rows))):
+                        output = gate.run(*args, **kwargs)
             outputs = split(output, [*rows, padding] if padding else rows)[: len(calls)]
         except BrokenOff:
             return

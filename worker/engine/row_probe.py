@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .batching import GateCall, split
 from .errors import is_out_of_memory
+from .exact_rows import exact_rows
 
 # Largest difference by rounding, relative to the largest value of the output. Float32 rounds by 1e-7; the kernels that
 # are chosen for another number of rows add in another order, in each of hundreds of layers.
@@ -41,7 +42,8 @@ def probe_rows(run: Callable[..., Any], call: GateCall) -> Independence:
     for order in ((0, 1), (1, 0)):
         pair = [(first, second)[i] for i in order]
         try:
-            outputs = split(_run(run, call, _merged(pair, call.kinds)), [1, 1])
+            with exact_rows([1, 1]):
+                outputs = split(_run(run, call, _merged(pair, call.kinds)), [1, 1])
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             if is_out_of_memory(error):
                 raise

@@ -18,6 +18,7 @@ from img2img.domain.model_status import Batching
 from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 from ..devices import default_dtype, why_no_dtype
+from ..engine.exact_rows import keep_rows_exact
 from ..engine.preemption import add_break_points
 from ..errors import StartupError
 from .card import base_card, component_fields, max_clip_skip, with_optional_parameters
@@ -180,7 +181,10 @@ class Model:
             keep_module_lookups(module, self.device)
         if self.device.type == "cpu" and not self.compiled:
             # Not to text encoders: one may restore its replaced parts only at the end of its call.
-            add_break_points(module for module in self.modules() if isinstance(module, diffusers.ModelMixin))
+            models = [module for module in self.modules() if isinstance(module, diffusers.ModelMixin)]
+            add_break_points(models)
+            if self.dtype != torch.float32:
+                keep_rows_exact(models)
         self.preparation = Preparation(self._all_pipelines(), self.device)
 
     def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
