@@ -140,7 +140,8 @@ def cases_of(model: Model, schedulers: Sequence[Scheduler] | None) -> Iterator[C
             )
             if parameters["strength"] == 1:
                 edit = {name: value for name, value in common.items() if name not in ("strength", "prompt")}
-                yield Case("editing", EditSpec(**edit, instruction="make it night"), Inputs(image))
+                spec = EditSpec(**edit, instruction="make it night", image_guidance_scale=1.5)
+                yield Case("editing", spec, Inputs(image))
 
 
 def _grid(scheduler: Scheduler) -> Iterator[tuple[dict[str, Any], int]]:

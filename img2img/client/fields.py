@@ -207,7 +207,7 @@ class TaskFields(TypedDict, total=False):
     """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
     section 3.4). For models with `guidance_rescale` in `parameters`."""
     speed: Speed
-    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 2.0 and 2.2
+    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 2.0 and 2.4
     times fewer calls at 30 steps, with a result that differs a little. For the schedulers in `scheduler_parameters` of
     the model's entry in `GET /models`."""
     guidance_until: float

@@ -140,7 +140,7 @@ class Speed(StrEnum):
 
 
 # Denoiser calls without `speed`, per call with it: the figures of benchmarks/step_cache.py, which vary with the job.
-EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 2.0, Speed.TURBO: 2.2}
+EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 2.0, Speed.TURBO: 2.4}
 
 
 class WeightingMethod(StrEnum):

@@ -53,18 +53,16 @@ class Tolerance:
 
 
 TOLERANCES = {Speed.FAST: Tolerance(0.25, 2), Speed.TURBO: Tolerance(0.6, 4)}
-# Of both speeds, with schedulers that call the denoiser twice for each step. With 0.25, images of 24 dB were measured.
-TOLERANCE_OF_TWO_CALLS = Tolerance(0.15, 2)
+# With schedulers that combine outputs of several steps.
+TOLERANCES_WITH_HISTORY = {Speed.FAST: Tolerance(0.125, 2), Speed.TURBO: Tolerance(0.3, 3)}
+# With schedulers that call the denoiser twice for each step.
+TOLERANCES_OF_TWO_CALLS = {Speed.FAST: Tolerance(0.1, 2), Speed.TURBO: Tolerance(0.2, 3)}
 # Steps at the start whose calls are always made.
 FIRST_STEPS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
 # Part of the change that a line through the last two calls predicts.
 DAMPING = 0.5
-# How much larger the effect of an error is with schedulers that combine it with the outputs of earlier steps, and the
-# most calls in a row that are skipped with them.
-GAIN = 2.0
-MOST_WITH_HISTORY = 2
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
@@ -169,9 +167,6 @@ class StepCache:
         self._damping = 1.0 if self._is_second_order else DAMPING
         self._is_flow = not hasattr(scheduler, "alphas_cumprod")
         self._first_calls = FIRST_STEPS * order - (order - 1)
-        has_history = hasattr(scheduler, "model_outputs")
-        self._gain = GAIN if has_history else 1.0
-        self._most_skipped = min(tolerance.calls, MOST_WITH_HISTORY) if has_history else tolerance.calls
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
 
@@ -237,10 +232,10 @@ class StepCache:
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._most_skipped:
+        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
             return False
         error = distance * self._error[self._kind_of(self._call)]
-        change = self._change + self._gain * abs(self._delta(self._call)) * error
+        change = self._change + abs(self._delta(self._call)) * error
         if not change <= self._tolerance.change:
             return False
         self._change = change
@@ -346,10 +341,9 @@ class StepCache:
 
 def tolerance_of(speed: Speed, scheduler: SchedulerMixin) -> Tolerance:
     """Return the limits of a speed with a scheduler."""
-    tolerance = TOLERANCES[speed]
-    if getattr(scheduler, "order", 1) == 1:
-        return tolerance
-    return Tolerance(min(tolerance.change, TOLERANCE_OF_TWO_CALLS.change), TOLERANCE_OF_TWO_CALLS.calls)
+    if getattr(scheduler, "order", 1) > 1:
+        return TOLERANCES_OF_TWO_CALLS[speed]
+    return (TOLERANCES_WITH_HISTORY if hasattr(scheduler, "model_outputs") else TOLERANCES)[speed]
 
 
 def noise_levels(scheduler: SchedulerMixin, timestep: Any) -> list[float]:
