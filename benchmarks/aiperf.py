@@ -137,6 +137,8 @@ def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple
         _env_file=None, data_dir=folder / "data", model="demo", slots=options.slots, port=free_port()
     )
     os.environ["IMG2IMG_DEVICE"] = "cpu"
+    # AIPerf uses the same cores: threads of a model that wait for each other in a loop would take them from it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stack.enter_context(running(settings))
     with httpx.Client(base_url=settings.local_url, trust_env=False) as http:
         card = served_card(http)

@@ -27,12 +27,11 @@ import numpy as np
 import torch
 
 from benchmarks import host_cost, step_cache, throughput
-from benchmarks.limit import images_per_s
 from benchmarks.memory import measure_loss
 from benchmarks.pixels import psnr
 from benchmarks.sides import Stock, in_engine
 from benchmarks.thin_models import thin_model
-from benchmarks.workload import MIXES, jobs
+from benchmarks.workload import MIXES
 from img2img.domain.parameters import Scheduler, Speed
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
@@ -140,10 +139,10 @@ def measure_throughput() -> tuple[Figures, Figures]:
     ratios: Figures = {}
     exactness: Figures = {}
     for mix in MIXES:
-        found = throughput.measure(mix, sides, model, JOBS, ROUNDS, size=SIZE)[side]
-        limit = images_per_s(model, jobs(mix, model.card, JOBS, 0, side=SIZE), SLOTS)
+        results = throughput.measure(mix, sides, model, JOBS, ROUNDS, size=SIZE)
+        found, limit = results[side], results[throughput.LIMIT]
         ratios[f"{mix} jobs: engine to stock"] = found["ratio"]
-        ratios[f"{mix} jobs: engine to limit"] = found["images_per_s"] / limit
+        ratios[f"{mix} jobs: engine to limit"] = found["images_per_s"] / limit["images_per_s"]
         exactness[f"{mix} jobs: largest difference to stock, in 1/255"] = found["largest_difference"]
     return ratios, exactness
 

@@ -16,7 +16,7 @@ from img2img.worker.pipelines.model import Model
 
 SLOTS = 16
 Run = Callable[..., Any]
-# Calls of each kind that are timed; the fastest counts.
+# Calls of each kind that are timed.
 REPEATS = 5
 
 
@@ -35,20 +35,18 @@ class Calls:
             self.largest, self.call = rows, lambda: run(*args, **kwargs)
 
     def seconds(self, wait: Callable[[], object]) -> float:
-        """Return the time of all rows at the speed of the largest call.
+        """Return the time of all rows at the mean speed of the largest call.
 
         Args:
             wait: returns once the device has done its work.
         """
         self.call()
-        times = []
+        wait()
+        start = time.perf_counter()
         for _ in range(REPEATS):
-            wait()
-            start = time.perf_counter()
             self.call()
-            wait()
-            times.append(time.perf_counter() - start)
-        return min(times) / self.largest * self.rows
+        wait()
+        return (time.perf_counter() - start) / REPEATS / self.largest * self.rows
 
 
 def images_per_s(model: Model, jobs: Sequence[Job], slots: int = SLOTS) -> float:

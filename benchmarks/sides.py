@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from img2img.worker.engine.engine import Engine
 from img2img.worker.images.png import encode_png
 from img2img.worker.pipelines.model import Model
 from img2img.worker.pipelines.schedulers import make_scheduler
-from img2img.worker.runner import JobRunner
+from img2img.worker.runner import JobRunner, Rendering
 
 
 class Stock:
@@ -81,29 +80,38 @@ class Stock:
 
 
 def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
-    """Run jobs on this project's engine as a worker does: the engine in one thread, PNG encoding in another.
+    """Run jobs on this project's engine as a worker does: the engine in one thread, PNGs are read and made in others.
 
     What gates remember of earlier calls is forgotten: another number of slots may have had the same jobs.
     """
     forget_outputs()
     engine = Engine(slots=slots)
     runner = JobRunner(engine)
-    ended: SimpleQueue[int] = SimpleQueue()
-    renderings = [runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0], model) for job in jobs]
-    for i, rendering in enumerate(renderings):
-        rendering.start(partial(ended.put, i))
+    ended: SimpleQueue[int | None] = SimpleQueue()  # indices; None: loading failed
+    renderings: list[Rendering] = []
     pngs: dict[int, bytes] = {}
 
+    def load() -> None:
+        torch.set_num_threads(1)
+        try:
+            for i, job in enumerate(jobs):
+                renderings.append(runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0], model))
+                renderings[i].start(partial(ended.put, i))
+        except BaseException:
+            ended.put(None)
+            raise
+        finally:
+            engine.shut_down()
+
     def finish() -> None:
-        for _ in jobs:
-            i = ended.get()
+        while len(pngs) < len(jobs) and (i := ended.get()) is not None:
             pngs[i] = renderings[i].render()[0].png
 
-    finisher = threading.Thread(target=finish, name="finish")
-    finisher.start()
-    engine.shut_down()
-    engine.run()
-    finisher.join()
+    with ThreadPoolExecutor(2) as threads:
+        others = [threads.submit(load), threads.submit(finish)]
+        engine.run()
+        for other in others:
+            other.result()
     return [pngs[i] for i in range(len(jobs))]
 
 

@@ -84,9 +84,6 @@ def main() -> None:
         results: dict[str, dict[str, Result]] = {}
         for mix in options.mixes:
             results[mix] = measure(mix, sides, model, options.jobs, options.rounds, size=options.size)
-            limit = images_per_s(model, jobs(mix, model.card, options.jobs, 0, side=options.size))
-            _log(f"{mix}: {limit:.2f} images/s, {LIMIT}")
-            _add_limit(results[mix], limit)
     if options.plot:
         draw(options.plot, {f"{mix} jobs": sides_of_mix for mix, sides_of_mix in results.items()}, STOCK)
     print(_markdown(configuration, results))
@@ -188,7 +185,7 @@ def _speeds(options: argparse.Namespace, model: Model) -> dict[str, Side]:
 def measure(
     mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int, *, size: int | None = None
 ) -> dict[str, Result]:
-    """Run the same jobs on all sides, in turns.
+    """Run the same jobs on all sides, in turns, and measure their limit as often.
 
     Args:
         size: of the images, in pixels; default: the native size of the model.
@@ -196,8 +193,8 @@ def measure(
     for name, side in sides.items():
         _log(f"{mix}: warming up {name}")
         side(jobs(mix, model.card, count, 0, side=size)[:WARM_UP_JOBS])
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    differences = dict.fromkeys(sides, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in (*sides, LIMIT)}
+    differences = dict.fromkeys(seconds, 0)
     for round_number in range(1, rounds + 1):
         round_jobs = jobs(mix, model.card, count, round_number, side=size)
         pngs = {}
@@ -208,6 +205,8 @@ def measure(
             difference = largest_difference(pngs[name], pngs[STOCK])
             differences[name] = max(differences[name], difference)
             _log(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
+        seconds[LIMIT].append(count / images_per_s(model, round_jobs))
+        _log(f"{mix}, round {round_number}: {count / seconds[LIMIT][-1]:.2f} images/s, {LIMIT}")
     return {
         name: Result(
             images_per_s=count / min(seconds[name]),
@@ -215,13 +214,8 @@ def measure(
             ratios=[stock / side for stock, side in zip(seconds[STOCK], seconds[name], strict=True)],
             largest_difference=differences[name],
         )
-        for name in sides
+        for name in seconds
     }
-
-
-def _add_limit(results: dict[str, Result], limit: float) -> None:
-    ratio = limit / results[STOCK]["images_per_s"]
-    results[LIMIT] = Result(images_per_s=limit, ratio=ratio, ratios=[], largest_difference=0)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:
