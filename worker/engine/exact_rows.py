@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 
 # Larger products take as long in parts, and are not measured. Values of the input or the output.
-LARGEST_MEASURED = 2**24
+LARGEST_MEASURED = 2**23
 
 
 class _Merged(threading.local):
