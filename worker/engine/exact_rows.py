@@ -12,7 +12,7 @@ the other layers of a model round the same with any number of rows is found out 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -25,7 +25,8 @@ LARGEST_MEASURED = 2**23
 class _Merged(threading.local):
     """The merged call that the engine of this thread runs."""
 
-    calls: Sequence[int] = ()  # rows of each call
+    calls: list[int] = []  # rows of each call
+    sizes: Set[int] = frozenset()  # the numbers in `calls`
     rows: int = 0  # of all
 
 
@@ -39,11 +40,11 @@ def exact_rows(calls: Sequence[int]) -> Iterator[None]:
     Args:
         calls: rows of each call.
     """
-    _merged.calls, _merged.rows = calls, sum(calls)
+    _merged.calls, _merged.sizes, _merged.rows = list(calls), set(calls), sum(calls)
     try:
         yield
     finally:
-        _merged.calls, _merged.rows = (), 0
+        _merged.calls, _merged.sizes, _merged.rows = [], frozenset(), 0
 
 
 def keep_rows_exact(modules: Iterable[torch.nn.Module]) -> None:
@@ -96,10 +97,9 @@ def _run_exactly(
     """
     if not _merged.calls or len(value) != _merged.rows:
         return forward(value)
-    calls = list(_merged.calls)
-    sizes = set(calls)
-    apart = {rows for rows in sizes if not adds_alike(value, rows)}
-    if apart == sizes:
+    calls = _merged.calls
+    apart = {rows for rows in _merged.sizes if not adds_alike(value, rows)}
+    if apart == _merged.sizes:
         return torch.cat([forward(part) for part in torch.split(value, calls)])
     output = forward(value)
     if apart:

@@ -168,8 +168,8 @@ class Gate:
     def has_exact_single_rows(self, call: GateCall) -> bool:
         """Return whether a call with one row has to run alone for the result of its task to be exact.
 
-        On a CPU, with 16-bit numbers, that is so where a matrix times a vector adds in another order than a matrix
-        times a matrix. On a GPU each number of rows may have other kernels, so that nothing would be merged.
+        On a CPU, with 16-bit numbers, that is so where layers besides those of `exact_rows` round differently with one
+        row. On a GPU each number of rows may have other kernels, so that nothing would be merged.
         """
         return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
 
